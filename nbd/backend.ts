@@ -1,0 +1,40 @@
+import type { Completion } from "../src/base/completion.ts";
+
+/** Extent flags of `base:allocation`, as on the wire. */
+export const StatusFlags = { HOLE: 1, ZERO: 2 } as const;
+
+/** Takes extents of a block status reply in order; false when no more is wanted. */
+export type StatusSink = (bytes: number, flags: number) => boolean;
+
+/**
+ * What a server needs of a disk. All offsets and lengths are in bytes and checked by the session before: inside `size`,
+ * no write to a read-only backend. An operation is done when it returns undefined, otherwise when its promise settles.
+ * Buffers are borrowed until then. Errors are mapped by `errno`.
+ */
+export interface NbdBackend {
+  readonly size: number;
+  readonly readOnly: boolean;
+  readonly description: string | undefined;
+  /** Powers of two; what NBD_INFO_BLOCK_SIZE tells. */
+  readonly blockSize: { readonly minimum: number; readonly preferred: number; readonly maximum: number };
+  /** Whether a flush on one connection covers writes that were answered on all others. */
+  readonly multiConn: boolean;
+  /** Meta contexts beside base:allocation, such as qemu:allocation-depth. */
+  readonly contexts: readonly string[];
+
+  read(offset: number, bytes: number, buffer: Buffer, at: number): Completion;
+  write(offset: number, bytes: number, buffer: Buffer, at: number, fua: boolean): Completion;
+  writeZeroes(
+    offset: number,
+    bytes: number,
+    options: { readonly fua: boolean; readonly mayUnmap: boolean; readonly fastOnly: boolean },
+  ): Completion;
+  trim(offset: number, bytes: number, fua: boolean): Completion;
+  flush(): Completion;
+  /** Brings the range into memory; a hint. */
+  cache(offset: number, bytes: number): Completion;
+  /** Status of [offset, offset+bytes) for one context, merged over neighbours; may end early when the sink has enough. */
+  status(context: string, offset: number, bytes: number, sink: StatusSink): Completion;
+  /** The NBD errno that stands for what an operation threw, and a sentence for the client. */
+  errno(error: unknown): number;
+}

@@ -1,0 +1,292 @@
+// The graph: nodes by name, who uses them, and the few ways in which backing links change.
+//
+//   1. A node lives as long as somebody uses it; the last use to go closes it, and that releases its children.
+//   2. Links change only while the overlay is drained, and what was looked up before an await is looked up again.
+//   3. A use can be moved to another node (live snapshot): who holds a use asks it for its node at every request.
+//   4. Changes of the graph run one at a time (`exclusively`), so that two never see each other half done.
+
+import { assert } from "../base/assert.ts";
+import { BlockError } from "../base/errors.ts";
+import type { Logger } from "../base/logger.ts";
+import { silentLogger } from "../base/logger.ts";
+import { chainOf } from "./chain.ts";
+import type { BlockNode } from "./node.ts";
+import type { Claim } from "./permissions.ts";
+import { ALL_PERMISSIONS, checkClaim, Permission } from "./permissions.ts";
+
+/** One user's hold on a node. */
+export class NodeUse implements Claim {
+  readonly user: string;
+  readonly role: string;
+  readonly shares: number;
+  needs: number;
+  node: BlockNode;
+  /** The node that holds this one, where the user is a node. */
+  readonly parent: BlockNode | undefined;
+  /** Stays where it is when the node gets an overlay: jobs, and the monitor's own reference. */
+  readonly staysAtNode: boolean;
+
+  constructor(node: BlockNode, claim: UseRequest) {
+    this.node = node;
+    this.user = claim.user;
+    this.role = claim.role;
+    this.needs = claim.needs;
+    this.shares = claim.shares;
+    this.parent = claim.parent;
+    this.staysAtNode = claim.staysAtNode ?? false;
+  }
+}
+
+export interface UseRequest extends Claim {
+  readonly parent?: BlockNode;
+  readonly staysAtNode?: boolean;
+}
+
+const NODE_NAME = /^[A-Za-z][A-Za-z0-9._-]*$/;
+const NODE_NAME_BYTES_MAX = 31;
+
+export class Graph {
+  readonly #nodes = new Map<string, BlockNode>();
+  readonly #reserved = new Set<string>();
+  readonly #logger: Logger;
+  #generated = 100;
+  #changing: Promise<unknown> = Promise.resolve();
+
+  constructor(logger: Logger = silentLogger) {
+    this.#logger = logger;
+  }
+
+  // --- names --------------------------------------------------------------------------------------------------
+
+  /** All nodes, newest last. */
+  get nodes(): IterableIterator<BlockNode> {
+    return this.#nodes.values();
+  }
+
+  find(name: string): BlockNode | undefined {
+    return this.#nodes.get(name);
+  }
+
+  /** @throws BlockError NODE_NOT_FOUND in QEMU's words */
+  get(name: string): BlockNode {
+    const node = this.#nodes.get(name);
+    if (node !== undefined) return node;
+    throw new BlockError("NODE_NOT_FOUND", `Cannot find device='${name}' nor node-name='${name}'`);
+  }
+
+  /** Keeps a name for a node that is being opened; generates one where none is given. */
+  reserveName(wanted: string | undefined): string {
+    const name = wanted ?? this.#generateName();
+    if (wanted !== undefined && !isNodeName(wanted)) {
+      throw new BlockError("EINVAL", `Invalid node-name: '${wanted}'`);
+    }
+    if (this.#nodes.has(name) || this.#reserved.has(name)) {
+      throw new BlockError("EEXIST", `Duplicate nodes with node-name='${name}'`);
+    }
+    this.#reserved.add(name);
+    return name;
+  }
+
+  unreserveName(name: string): void {
+    this.#reserved.delete(name);
+  }
+
+  #generateName(): string {
+    for (;;) {
+      const name = `#block${this.#generated++}`;
+      if (!this.#nodes.has(name)) return name;
+    }
+  }
+
+  /** Adds an opened node under the name reserved for it. Its children are claimed already. */
+  add(node: BlockNode): void {
+    assert(this.#reserved.delete(node.name), "a node is added under a reserved name");
+    this.#nodes.set(node.name, node);
+  }
+
+  // --- uses ---------------------------------------------------------------------------------------------------
+
+  /** Takes hold of `node`. @throws BlockError EPERM when it is read-only or others forbid what is needed */
+  use(node: BlockNode, request: UseRequest): NodeUse {
+    if (node.readOnly && (request.needs & (Permission.WRITE | Permission.WRITE_UNCHANGED)) !== 0) {
+      throw new BlockError("EPERM", "Block node is read-only");
+    }
+    checkClaim(node.name, request, node.claims as Set<Claim>);
+    const use = new NodeUse(node, request);
+    node.claims.add(use);
+    return use;
+  }
+
+  /** Lets go; who was last closes the node, and the error of closing, if any, is his. */
+  async release(use: NodeUse): Promise<void> {
+    const node = use.node;
+    if (!node.claims.delete(use)) return;
+    if (node.claims.size === 0) await this.#close(node);
+  }
+
+  /** The uses of `node`, each with its user's name. */
+  usesOf(node: BlockNode): NodeUse[] {
+    return [...node.claims] as NodeUse[];
+  }
+
+  /** Overlays and other nodes that hold `node`. */
+  parentsOf(node: BlockNode): BlockNode[] {
+    return this.usesOf(node).flatMap((use) => (use.parent === undefined ? [] : [use.parent]));
+  }
+
+  async #close(node: BlockNode): Promise<void> {
+    this.#nodes.delete(node.name);
+    const children = this.#childUses(node);
+    await node.quiesce();
+    let failure: unknown;
+    try {
+      await node.driver.close();
+    } catch (error) {
+      failure = error;
+      this.#logger.error(`closing node '${node.name}' (${node.filename}): ${String(error)}`);
+    }
+    for (const use of children) await this.release(use);
+    if (failure !== undefined) throw failure;
+  }
+
+  #childUses(node: BlockNode): NodeUse[] {
+    const children = [node.file, node.backing].filter((child) => child !== undefined);
+    return children.flatMap((child) => this.usesOf(child).filter((use) => use.parent === node));
+  }
+
+  // --- links --------------------------------------------------------------------------------------------------
+
+  /** Runs one change of the graph after the other. */
+  exclusively<T>(change: () => Promise<T>): Promise<T> {
+    const result = this.#changing.then(change, change);
+    this.#changing = result.catch(() => undefined);
+    return result;
+  }
+
+  /** Lets `child` be what `parent` holds its bytes in. */
+  linkFile(parent: BlockNode, child: BlockNode): NodeUse {
+    const writes = parent.readOnly ? 0 : Permission.WRITE | Permission.RESIZE;
+    return this.use(child, {
+      user: `node '${parent.name}'`,
+      role: "file",
+      parent,
+      needs: Permission.CONSISTENT_READ | writes,
+      shares: Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED,
+    });
+  }
+
+  /** Makes `backing` the backing node of `overlay`, which is drained or not yet in use. The old link is returned. */
+  linkBacking(overlay: BlockNode, backing: BlockNode | undefined): NodeUse | undefined {
+    if (backing !== undefined && !overlay.driver.supportsBacking) {
+      throw new BlockError(
+        "ENOTSUP",
+        `Driver '${overlay.driverName}' of node '${overlay.name}' does not support backing files`,
+      );
+    }
+    if (backing !== undefined && chainOf(backing).includes(overlay)) {
+      throw new BlockError(
+        "EINVAL",
+        `Making '${backing.name}' a backing child of '${overlay.name}' would create a cycle`,
+      );
+    }
+    const before = this.backingUse(overlay);
+    if (backing !== undefined) {
+      this.use(backing, {
+        user: `node '${overlay.name}'`,
+        role: "backing",
+        parent: overlay,
+        needs: Permission.CONSISTENT_READ,
+        shares: ALL_PERMISSIONS & ~(Permission.WRITE | Permission.RESIZE),
+      });
+    }
+    overlay.setBacking(backing);
+    return before;
+  }
+
+  /** The use by which `overlay` holds its backing node. */
+  backingUse(overlay: BlockNode): NodeUse | undefined {
+    const backing = overlay.backing;
+    if (backing === undefined) return undefined;
+    return this.usesOf(backing).find((use) => use.parent === overlay && use.role === "backing");
+  }
+
+  /**
+   * Puts `overlay` on top of `node`: everybody who used `node` uses the overlay from then on, but for jobs and the
+   * monitor. Guest requests wait meanwhile. On an error nothing has changed. Runs inside `exclusively`.
+   */
+  async append(node: BlockNode, overlay: BlockNode): Promise<void> {
+    const moving = this.usesOf(node).filter((use) => !use.staysAtNode && use.role !== "file");
+    this.#refuseUnfitOverlay(node, overlay, moving);
+    // Upper nodes first: what is in flight there may still need the node below.
+    const drained = [...moving.flatMap((use) => use.parent ?? []), node];
+    for (const each of drained) await each.quiesce();
+    try {
+      await node.driver.flush();
+      this.#insertAbove(node, overlay, moving);
+    } finally {
+      for (const each of drained.reverse()) each.resume();
+    }
+  }
+
+  #insertAbove(node: BlockNode, overlay: BlockNode, moving: readonly NodeUse[]): void {
+    for (const use of moving) node.claims.delete(use);
+    try {
+      this.linkBacking(overlay, node);
+    } catch (error) {
+      for (const use of moving) node.claims.add(use);
+      throw error;
+    }
+    for (const use of moving) {
+      use.node = overlay;
+      overlay.claims.add(use);
+      use.parent?.setBacking(overlay);
+    }
+  }
+
+  /** Drains `overlay`, gives it another backing node (or none) and lets go of the old one. Inside `exclusively`. */
+  async replaceBacking(overlay: BlockNode, backing: BlockNode | undefined): Promise<void> {
+    await overlay.quiesce();
+    let before: NodeUse | undefined;
+    try {
+      before = this.linkBacking(overlay, backing);
+    } finally {
+      overlay.resume();
+    }
+    if (before !== undefined) await this.release(before);
+  }
+
+  /** Reopens a node, and the file below it, for writing or for reading only. On an error it stays as it was. */
+  async setWritable(node: BlockNode, writable: boolean): Promise<void> {
+    if (node.readOnly !== writable) return;
+    const file = node.file;
+    const link = file && this.usesOf(file).find((use) => use.parent === node && use.role === "file");
+    if (writable && file !== undefined && link !== undefined) {
+      const needs = link.needs | Permission.WRITE | Permission.RESIZE;
+      const others = this.usesOf(file).filter((use) => use !== link);
+      checkClaim(file.name, { user: link.user, role: link.role, shares: link.shares, needs }, others);
+    }
+    await node.setWritable(writable);
+    if (link !== undefined) {
+      link.needs = Permission.CONSISTENT_READ | (writable ? Permission.WRITE | Permission.RESIZE : 0);
+    }
+  }
+
+  #refuseUnfitOverlay(node: BlockNode, overlay: BlockNode, moving: readonly NodeUse[]): void {
+    if (overlay.backing !== undefined)
+      throw new BlockError("EINVAL", "The overlay already has a backing image");
+    if (overlay.readOnly && moving.some((use) => (use.needs & Permission.WRITE) !== 0)) {
+      throw new BlockError("EPERM", `The overlay '${overlay.name}' is read-only, but its users write`);
+    }
+    if (overlay.size < node.size) {
+      throw new BlockError(
+        "EINVAL",
+        `The overlay '${overlay.name}' (${overlay.size} bytes) is smaller than '${node.name}' (${node.size} bytes)`,
+      );
+    }
+  }
+}
+
+/** Node names as QEMU takes them: a letter, then letters, digits, '-', '.', '_'; 31 bytes at most. */
+export function isNodeName(name: string): boolean {
+  return name.length <= NODE_NAME_BYTES_MAX && NODE_NAME.test(name);
+}

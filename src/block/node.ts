@@ -1,0 +1,313 @@
+// A node of the graph: the one door to a driver.
+//
+//   1. Every request passes here: range, rights, drain and count are dealt with once; drivers trust what they get.
+//   2. A quiesced node starts nothing: requests wait at the door, in order, until it is resumed. `quiesce` is done
+//      when everything that had been started has settled. Calls nest.
+//   3. What finishes synchronously costs no promise and no closure.
+//   4. `backing` changes only while the node is quiesced (graph.ts does it).
+
+import { assert } from "../base/assert.ts";
+import type { Completion } from "../base/completion.ts";
+import { BlockError } from "../base/errors.ts";
+import type { Counters, Driver, DriverHost, ImageDetails } from "./driver.ts";
+import { WriteFlags } from "./driver.ts";
+import type { ExtentSink } from "./extent.ts";
+import type { Claim } from "./permissions.ts";
+
+/** How a node came to be and how it is told to people. */
+export interface NodeIdentity {
+  readonly name: string;
+  /** Path or other name of the image, as it was given; resolved for backing images. */
+  readonly filename: string;
+}
+
+/** What a node has served, in operations and bytes. */
+export interface NodeCounters {
+  reads: number;
+  readBytes: number;
+  writes: number;
+  writeBytes: number;
+  zeroes: number;
+  discards: number;
+  flushes: number;
+}
+
+export class BlockNode implements DriverHost {
+  readonly name: string;
+  readonly filename: string;
+  readonly file: BlockNode | undefined;
+  readonly counters: NodeCounters = {
+    reads: 0,
+    readBytes: 0,
+    writes: 0,
+    writeBytes: 0,
+    zeroes: 0,
+    discards: 0,
+    flushes: 0,
+  };
+  /** Kept by graph.ts: everybody who holds this node. */
+  readonly claims = new Set<Claim>();
+  /** Who forbids other operations on this node, in words; a running job. */
+  readonly blockers = new Map<object, string>();
+
+  #driver: Driver | undefined;
+  #backing: BlockNode | undefined;
+  #readOnly: boolean;
+  #inFlight = 0;
+  #quiesced = 0;
+  #waiting: (() => void)[] = [];
+  #idle: (() => void)[] = [];
+
+  constructor(identity: NodeIdentity, file: BlockNode | undefined, readOnly: boolean) {
+    this.name = identity.name;
+    this.filename = identity.filename;
+    this.file = file;
+    this.#readOnly = readOnly;
+  }
+
+  /** Puts the driver behind the door; once, before the first request. */
+  install(driver: Driver): void {
+    assert(this.#driver === undefined, "a node gets its driver once");
+    this.#driver = driver;
+  }
+
+  /** The code behind this node; for the graph, jobs and displays. Requests go through the door. */
+  get driver(): Driver {
+    const driver = this.#driver;
+    if (driver === undefined) throw new BlockError("EINVAL", `node '${this.name}' is not open`);
+    return driver;
+  }
+
+  get driverName(): string {
+    return this.driver.driverName;
+  }
+
+  get size(): number {
+    return this.driver.size;
+  }
+
+  get backing(): BlockNode | undefined {
+    return this.#backing;
+  }
+
+  get readOnly(): boolean {
+    return this.#readOnly;
+  }
+
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+
+  get isQuiesced(): boolean {
+    return this.#quiesced > 0;
+  }
+
+  // --- requests -----------------------------------------------------------------------------------------------
+
+  /** Fills `buffer[at .. at+bytes)` with what the guest sees at `offset`. */
+  read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
+    if (this.#quiesced > 0) return this.#later(() => this.read(offset, bytes, buffer, at));
+    const driver = this.#driver!;
+    if (offset + bytes > driver.size && !driver.growable) throw this.#outside(offset, bytes);
+    this.counters.reads++;
+    this.counters.readBytes += bytes;
+    this.#inFlight++;
+    let done: Completion;
+    try {
+      done = driver.read(offset, bytes, buffer, at);
+    } catch (error) {
+      this.#left();
+      throw error;
+    }
+    if (done === undefined) this.#left();
+    else return this.#tracked(done);
+  }
+
+  /** Writes `buffer[at .. at+bytes)`; with FUA it is durable when it is done. */
+  write(offset: number, bytes: number, buffer: Buffer, at: number, flags = 0): Completion {
+    if (this.#quiesced > 0) return this.#later(() => this.write(offset, bytes, buffer, at, flags));
+    const driver = this.#driver!;
+    if (this.#readOnly) throw this.#forbidden();
+    if (offset + bytes > driver.size && !driver.growable) throw this.#outside(offset, bytes);
+    this.counters.writes++;
+    this.counters.writeBytes += bytes;
+    this.#inFlight++;
+    let done: Completion;
+    try {
+      done = driver.write(offset, bytes, buffer, at);
+      if ((flags & WriteFlags.FUA) !== 0) done = this.#thenFlush(done);
+    } catch (error) {
+      this.#left();
+      throw error;
+    }
+    if (done === undefined) this.#left();
+    else return this.#tracked(done);
+  }
+
+  /** Writes several buffers one after the other from `offset`, as one write where the driver can. */
+  writeVector(offset: number, parts: readonly Buffer[]): Completion {
+    let bytes = 0;
+    for (const part of parts) bytes += part.length;
+    return this.#enter(true, offset, bytes, (driver) => {
+      this.counters.writes++;
+      this.counters.writeBytes += bytes;
+      if (driver.writeVector !== undefined) return driver.writeVector(offset, parts);
+      const joined = Buffer.concat(parts, bytes);
+      return driver.write(offset, bytes, joined, 0);
+    });
+  }
+
+  /** Makes the range read as zeros. Flags: FUA, MAY_UNMAP, NO_FALLBACK (then ENOTSUP where it would be slow). */
+  writeZeroes(offset: number, bytes: number, flags = 0): Completion {
+    return this.#enter(true, offset, bytes, (driver) => {
+      this.counters.zeroes++;
+      const done = driver.writeZeroes(offset, bytes, flags & ~WriteFlags.FUA);
+      return (flags & WriteFlags.FUA) === 0 ? done : this.#thenFlush(done);
+    });
+  }
+
+  /** The guest no longer needs the range. What it reads there afterwards is up to the driver; never another's data. */
+  discard(offset: number, bytes: number, flags = 0): Completion {
+    return this.#enter(true, offset, bytes, (driver) => {
+      this.counters.discards++;
+      const done = driver.discard(offset, bytes);
+      return (flags & WriteFlags.FUA) === 0 ? done : this.#thenFlush(done);
+    });
+  }
+
+  /** Every write that settled before this call is durable when it is done. */
+  flush(): Completion {
+    return this.#enter(false, 0, 0, (driver) => {
+      this.counters.flushes++;
+      return driver.flush();
+    });
+  }
+
+  /** What this layer alone holds of the range; see Driver.extents. Composed over a chain: chain.ts. */
+  extents(offset: number, bytes: number, out: ExtentSink): Completion {
+    return this.#enter(false, offset, bytes, (driver) => driver.extents(offset, bytes, out));
+  }
+
+  /** See Driver.copyUp. Settles to the bytes copied as data. */
+  async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {
+    let copied = 0;
+    await this.#enter(true, offset, bytes, async (driver) => {
+      if (driver.copyUp === undefined) throw new BlockError("ENOTSUP", `${driver.driverName} has no backing`);
+      copied = await driver.copyUp(offset, bytes, base);
+    });
+    return copied;
+  }
+
+  /** Sets the length of the disk. */
+  truncate(size: number): Completion {
+    return this.#enter(true, 0, 0, (driver) => driver.truncate(size));
+  }
+
+  // --- state --------------------------------------------------------------------------------------------------
+
+  /** Stops new requests at the door and waits until those inside have settled. Each call needs one `resume`. */
+  quiesce(): Completion {
+    this.#quiesced++;
+    if (this.#inFlight === 0) return;
+    return new Promise((resolve) => this.#idle.push(resolve));
+  }
+
+  /** Ends one `quiesce`; after the last one, what waited goes on in order of arrival. */
+  resume(): void {
+    assert(this.#quiesced > 0, "resume without quiesce");
+    this.#quiesced--;
+    if (this.#quiesced > 0) return;
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const wake of waiting) wake();
+  }
+
+  /** For graph.ts alone: changes the backing link while nothing is in flight. */
+  setBacking(backing: BlockNode | undefined): void {
+    assert(this.#inFlight === 0, "the backing link changes only while the node is drained");
+    this.#backing = backing;
+  }
+
+  /** From reading only to writing or back; the file below goes along. Errors leave the node as it was. */
+  async setWritable(writable: boolean): Promise<void> {
+    if (writable !== this.#readOnly) return;
+    if (writable) {
+      await this.file?.setWritable(true);
+      await this.driver.setWritable(true);
+      this.#readOnly = false;
+      return;
+    }
+    await this.quiesce();
+    try {
+      await this.driver.setWritable(false);
+      this.#readOnly = true;
+      await this.file?.setWritable(false);
+    } finally {
+      this.resume();
+    }
+  }
+
+  details(): ImageDetails {
+    return this.driver.details();
+  }
+
+  driverCounters(): Counters {
+    return this.driver.counters?.() ?? {};
+  }
+
+  // --- inside -------------------------------------------------------------------------------------------------
+
+  #enter(writes: boolean, offset: number, bytes: number, run: (driver: Driver) => Completion): Completion {
+    if (this.#quiesced > 0) return this.#later(() => this.#enter(writes, offset, bytes, run));
+    const driver = this.driver;
+    if (writes && this.#readOnly) throw this.#forbidden();
+    if (offset + bytes > driver.size && !driver.growable) throw this.#outside(offset, bytes);
+    this.#inFlight++;
+    let done: Completion;
+    try {
+      done = run(driver);
+    } catch (error) {
+      this.#left();
+      throw error;
+    }
+    if (done === undefined) this.#left();
+    else return this.#tracked(done);
+  }
+
+  async #later(run: () => Completion): Promise<void> {
+    await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    await run();
+  }
+
+  async #tracked(done: Promise<void>): Promise<void> {
+    try {
+      await done;
+    } finally {
+      this.#left();
+    }
+  }
+
+  #thenFlush(done: Completion): Completion {
+    if (done === undefined) return this.driver.flush();
+    return done.then(() => this.driver.flush());
+  }
+
+  #left(): void {
+    this.#inFlight--;
+    if (this.#inFlight > 0 || this.#idle.length === 0) return;
+    const idle = this.#idle;
+    this.#idle = [];
+    for (const wake of idle) wake();
+  }
+
+  #outside(offset: number, bytes: number): BlockError {
+    return new BlockError(
+      "EINVAL",
+      `request of ${bytes} bytes at ${offset} is outside of node '${this.name}' (${this.size} bytes)`,
+    );
+  }
+
+  #forbidden(): BlockError {
+    return new BlockError("EPERM", "Block node is read-only");
+  }
+}
