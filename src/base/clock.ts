@@ -4,6 +4,8 @@ export interface Clock {
   nowMs(): number;
   /** Calls back once after `delayMs`; the result cancels it. Does not keep the process alive. */
   after(delayMs: number, callback: () => void): () => void;
+  /** Lets everything else that is ready go first: one turn of the event loop. */
+  turn(): Promise<void>;
 }
 
 export const systemClock: Clock = {
@@ -13,6 +15,7 @@ export const systemClock: Clock = {
     timer.unref();
     return () => clearTimeout(timer);
   },
+  turn: () => new Promise((resolve) => setImmediate(resolve)),
 };
 
 /** A clock that moves only when told to. */
@@ -30,6 +33,10 @@ export class ManualClock implements Clock {
     return () => {
       this.#timers = this.#timers.filter((other) => other !== timer);
     };
+  }
+
+  turn(): Promise<void> {
+    return Promise.resolve();
   }
 
   /** Moves time on and runs what became due, in order of its time. */

@@ -1,5 +1,6 @@
 // One registry of what can go wrong in the world: each code says once which NBD errno, QMP class and exit code
-// stand for it. Host errnos keep their names (EIO, ENOSPC ...); the other codes name a situation.
+// stand for it. Host errnos keep their names (EIO, ENOSPC ...) and the C library's words; the other codes name a
+// situation.
 
 /** What a code means to each kind of caller. `nbd` is the errno of the NBD protocol. */
 interface ErrorMeaning {
@@ -27,24 +28,24 @@ function meaning(nbd: number, text: string, more: Partial<ErrorMeaning> = {}): E
 
 export const ERROR_CODES = {
   // What the host said.
-  EIO: meaning(NbdErrno.EIO, "input/output error"),
-  ENOSPC: meaning(NbdErrno.ENOSPC, "no space left on the host"),
-  EDQUOT: meaning(NbdErrno.ENOSPC, "disk quota exceeded on the host"),
-  EFBIG: meaning(NbdErrno.ENOSPC, "file too large for the host"),
-  ENOENT: meaning(NbdErrno.EIO, "no such file"),
-  EACCES: meaning(NbdErrno.EPERM, "permission denied by the host"),
-  EPERM: meaning(NbdErrno.EPERM, "operation not permitted"),
-  EROFS: meaning(NbdErrno.EPERM, "read-only"),
-  ENOMEM: meaning(NbdErrno.ENOMEM, "out of memory"),
-  EBUSY: meaning(NbdErrno.EIO, "in use"),
-  EEXIST: meaning(NbdErrno.EINVAL, "exists already"),
-  EADDRINUSE: meaning(NbdErrno.EINVAL, "address already in use"),
-  ESHUTDOWN: meaning(NbdErrno.ESHUTDOWN, "shutting down"),
-  ECANCELED: meaning(NbdErrno.EIO, "cancelled"),
+  EIO: meaning(NbdErrno.EIO, "Input/output error"),
+  ENOSPC: meaning(NbdErrno.ENOSPC, "No space left on device"),
+  EDQUOT: meaning(NbdErrno.ENOSPC, "Disk quota exceeded"),
+  EFBIG: meaning(NbdErrno.ENOSPC, "File too large"),
+  ENOENT: meaning(NbdErrno.EIO, "No such file or directory"),
+  EACCES: meaning(NbdErrno.EPERM, "Permission denied"),
+  EPERM: meaning(NbdErrno.EPERM, "Operation not permitted"),
+  EROFS: meaning(NbdErrno.EPERM, "Read-only file system"),
+  ENOMEM: meaning(NbdErrno.ENOMEM, "Cannot allocate memory"),
+  EBUSY: meaning(NbdErrno.EIO, "Device or resource busy"),
+  EEXIST: meaning(NbdErrno.EINVAL, "File exists"),
+  EADDRINUSE: meaning(NbdErrno.EINVAL, "Address already in use"),
+  ESHUTDOWN: meaning(NbdErrno.ESHUTDOWN, "Cannot send after transport endpoint shutdown"),
+  ECANCELED: meaning(NbdErrno.EIO, "Operation canceled"),
   // What the caller did wrong.
-  EINVAL: meaning(NbdErrno.EINVAL, "invalid argument"),
-  ENOTSUP: meaning(NbdErrno.ENOTSUP, "not supported"),
-  EOVERFLOW: meaning(NbdErrno.EOVERFLOW, "value too large"),
+  EINVAL: meaning(NbdErrno.EINVAL, "Invalid argument"),
+  ENOTSUP: meaning(NbdErrno.ENOTSUP, "Operation not supported"),
+  EOVERFLOW: meaning(NbdErrno.EOVERFLOW, "Value too large for defined data type"),
   USAGE: meaning(NbdErrno.EINVAL, "wrong command line", { exit: 2 }),
   // What is wrong with an image.
   IMAGE_FORMAT: meaning(NbdErrno.EIO, "the image is not of this format"),
@@ -86,6 +87,11 @@ export function errorCode(error: unknown): ErrorCode {
 /** The message of any thrown value. */
 export function errorMessage(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
+}
+
+/** The C library's words for a host errno, or our own for the other codes: what QEMU reports of a failed job. */
+export function errorWords(error: unknown): string {
+  return ERROR_CODES[errorCode(error)].text;
 }
 
 /** The NBD errno that stands for `error`. */

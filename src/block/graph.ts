@@ -215,6 +215,7 @@ export class Graph {
    * monitor. Guest requests wait meanwhile. On an error nothing has changed. Runs inside `exclusively`.
    */
   async append(node: BlockNode, overlay: BlockNode): Promise<void> {
+    node.refuseBlocked();
     const moving = this.usesOf(node).filter((use) => !use.staysAtNode && use.role !== "file");
     this.#refuseUnfitOverlay(node, overlay, moving);
     // Upper nodes first: what is in flight there may still need the node below.

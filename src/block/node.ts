@@ -247,6 +247,13 @@ export class BlockNode implements DriverHost {
     }
   }
 
+  /** @throws BlockError EBUSY in QEMU's words, with the holder, while something forbids other operations here */
+  refuseBlocked(): void {
+    for (const reason of this.blockers.values()) {
+      throw new BlockError("EBUSY", `Node '${this.name}' is busy: ${reason}`);
+    }
+  }
+
   details(): ImageDetails {
     return this.driver.details();
   }

@@ -63,9 +63,9 @@ export class NodeOpener {
     return this.#open(options, { readOnly: false, autoReadOnly: false, overlays: [] });
   }
 
-  /** Closes a node that nobody holds. */
+  /** Closes a node that nobody holds and that is not closed yet. */
   async closeUnused(node: BlockNode): Promise<void> {
-    if (node.claims.size > 0) return;
+    if (node.claims.size > 0 || this.graph.find(node.name) !== node) return;
     await this.graph.release(this.graph.use(node, { user: "nobody", role: "unused", needs: 0, shares: 15 }));
   }
 
