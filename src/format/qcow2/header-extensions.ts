@@ -28,8 +28,8 @@ export interface BitmapsExtension {
 }
 
 export const MAX_BITMAPS = 65535;
-/** QEMU's bound: all bitmaps with the longest names. */
-const MAX_BITMAP_DIRECTORY_BYTES = MAX_BITMAPS * (24 + 1023);
+/** QEMU's bound. */
+export const MAX_BITMAP_DIRECTORY_BYTES = MAX_BITMAPS * 1024;
 const BITMAPS_EXTENSION_BYTES = 24;
 /** QEMU keeps the format name in 16 bytes, its NUL among them. */
 const BACKING_FORMAT_BYTES_MAX = 15;
