@@ -1,0 +1,158 @@
+import { execFileSync } from "node:child_process";
+import fs from "node:fs";
+import path from "node:path";
+import { GiB, MiB } from "../../src/base/units.ts";
+import type { FioResult } from "./fio.ts";
+import { fio } from "./fio.ts";
+import type { Peer } from "./peer.ts";
+
+/** What one run of one work brought. */
+export interface Sample {
+  /** Requests, or MiB for a job, per second. */
+  readonly throughput: number;
+  /** Microseconds; NaN for an idle job. */
+  readonly p50: number;
+  readonly p99: number;
+  /** Server microseconds per request, or per MiB of a job. */
+  readonly cpu: number;
+  readonly peakMemoryBytes: number;
+}
+
+export interface Work {
+  readonly name: string;
+  /** With a job QSD goes without its iothread. */
+  readonly hasJob: boolean;
+  /** What the overlay holds before: nothing, or every cluster. */
+  readonly overlay: "empty" | "full";
+  run(peer: Peer, seconds: number): Promise<Sample>;
+}
+
+const DISK_BYTES = 1 * GiB;
+const CLUSTER_BYTES = 64 * 1024;
+
+function fioWork(name: string, overlay: Work["overlay"], options: readonly string[], once = false): Work {
+  return {
+    name,
+    overlay,
+    hasJob: false,
+    async run(peer, seconds) {
+      const timing = once ? [] : ["time_based", `runtime=${seconds}`];
+      const before = peer.cpuMicroseconds();
+      const result = await fio(peer.uri, [...options, ...timing]);
+      return fromFio(result, peer.cpuMicroseconds() - before, peer);
+    },
+  };
+}
+
+function fromFio(result: FioResult, cpuMicroseconds: number, peer: Peer): Sample {
+  return {
+    throughput: result.requests / result.seconds,
+    p50: result.p50,
+    p99: result.p99,
+    cpu: cpuMicroseconds / result.requests,
+    peakMemoryBytes: peer.peakMemoryBytes(),
+  };
+}
+
+const STREAM = { "job-id": "stream", device: "disk" };
+const DISK_MIB = DISK_BYTES / MiB;
+
+const streamIdle: Work = {
+  name: "stream 1 GiB, idle",
+  overlay: "empty",
+  hasJob: true,
+  async run(peer) {
+    const before = peer.cpuMicroseconds();
+    const from = performance.now();
+    await peer.execute("block-stream", STREAM);
+    await streamed(peer);
+    const seconds = (performance.now() - from) / 1000;
+    return {
+      throughput: DISK_MIB / seconds,
+      p50: Number.NaN,
+      p99: Number.NaN,
+      cpu: (peer.cpuMicroseconds() - before) / DISK_MIB,
+      peakMemoryBytes: peer.peakMemoryBytes(),
+    };
+  },
+};
+
+/** The guest's latency while the stream runs; the stream's own speed stands in `streamBusyJob`. */
+function streamBusy(name: string, report: "guest" | "job"): Work {
+  return {
+    name,
+    overlay: "empty",
+    hasJob: true,
+    async run(peer, seconds) {
+      const before = peer.cpuMicroseconds();
+      const guest = fio(peer.uri, [
+        ...["rw=randrw", "rwmixread=70", "bs=4k", "iodepth=4"],
+        ...["time_based", `runtime=${seconds}`, `size=${DISK_BYTES}`],
+      ]);
+      const from = performance.now();
+      await peer.execute("block-stream", STREAM);
+      await streamed(peer);
+      const jobSeconds = (performance.now() - from) / 1000;
+      const sample = fromFio(await guest, peer.cpuMicroseconds() - before, peer);
+      return report === "guest" ? sample : { ...sample, throughput: DISK_MIB / jobSeconds };
+    },
+  };
+}
+
+async function streamed(peer: Peer): Promise<void> {
+  const event = await peer.event("BLOCK_JOB_COMPLETED");
+  const { error } = event["data"] as { error?: string };
+  if (error !== undefined) throw new Error(`stream failed: ${error}`);
+}
+
+const SIZE = `size=${DISK_BYTES}`;
+/** One write of 4 KiB into each cluster of the disk. */
+const FIRST_WRITES = [
+  "rw=randwrite",
+  "bs=4k",
+  "ba=64k",
+  SIZE,
+  `io_size=${(DISK_BYTES / CLUSTER_BYTES) * 4096}`,
+];
+
+export const WORKS: readonly Work[] = [
+  fioWork("read 4 KiB random, depth 1", "empty", ["rw=randread", "bs=4k", "iodepth=1", SIZE]),
+  fioWork("read 4 KiB random, depth 32", "empty", ["rw=randread", "bs=4k", "iodepth=32", SIZE]),
+  fioWork("write 4 KiB random, depth 1", "full", ["rw=randwrite", "bs=4k", "iodepth=1", SIZE]),
+  fioWork("write 4 KiB random, depth 32", "full", ["rw=randwrite", "bs=4k", "iodepth=32", SIZE]),
+  fioWork("first write to cluster, depth 1", "empty", [...FIRST_WRITES, "iodepth=1"], true),
+  fioWork("first write to cluster, depth 32", "empty", [...FIRST_WRITES, "iodepth=32"], true),
+  fioWork("read 1 MiB sequential, depth 4", "empty", ["rw=read", "bs=1m", "iodepth=4", SIZE]),
+  fioWork("write 1 MiB sequential, depth 4", "full", ["rw=write", "bs=1m", "iodepth=4", SIZE]),
+  streamIdle,
+  streamBusy("guest 70/30 4 KiB depth 4 during stream", "guest"),
+  streamBusy("stream 1 GiB during guest load", "job"),
+];
+
+/** The base with data everywhere, and an overlay on it, fresh for each run. */
+export class Images {
+  readonly #folder: string;
+  readonly #base: string;
+
+  constructor(folder: string) {
+    this.#folder = folder;
+    this.#base = path.join(folder, "base.qcow2");
+    this.#qemuImg("create", "-f", "qcow2", this.#base, String(DISK_BYTES));
+    const fill = [`write -P 0xa5 0 ${DISK_BYTES / 2}`, `write -P 0x5a ${DISK_BYTES / 2} ${DISK_BYTES / 2}`];
+    execFileSync("qemu-io", ["-f", "qcow2", ...fill.flatMap((command) => ["-c", command]), this.#base]);
+  }
+
+  overlay(peer: string, content: Work["overlay"]): string {
+    const file = path.join(this.#folder, `${peer}.qcow2`);
+    fs.rmSync(file, { force: true });
+    this.#qemuImg("create", "-f", "qcow2", "-b", this.#base, "-F", "qcow2", file);
+    if (content === "full") {
+      execFileSync("qemu-io", ["-f", "qcow2", "-c", `write -P 0x11 0 ${DISK_BYTES}`, file]);
+    }
+    return file;
+  }
+
+  #qemuImg(...args: string[]): void {
+    execFileSync("qemu-img", args, { stdio: ["ignore", "ignore", "inherit"] });
+  }
+}
