@@ -1,0 +1,215 @@
+// One accepted socket: handshake first, then a session; the pacing of both; its end.
+//
+//   NEGOTIATING --GO--> SERVING --DISC, garbage, peer's end, shutdown--> ENDING --sent, or linger over--> CLOSED
+//        \-------------------ABORT, bad option, deadline------------------^
+//
+//   1. Input that may not be handled yet is kept where it lies (its receive block is held), and the socket is paused.
+//   2. ENDING begins when no request is under way; what is queued is still sent. Later input is read and dropped, so
+//      that closing does not reset the connection under the peer's last replies.
+//   3. Buffers go back when the socket has closed, never while the system may still touch them.
+//   4. `left` is told once when the backend sees no more of this client, `gone` once when the socket is closed too.
+
+import type net from "node:net";
+import type { Clock } from "../src/base/clock.ts";
+import type { ExportDirectory, NbdExport } from "./export.ts";
+import { type Flushable, flushAtEndOfTurn } from "./flush-turn.ts";
+import { Handshake } from "./handshake.ts";
+import type { HeldBuffer } from "./held-buffer.ts";
+import { Outgoing } from "./outgoing.ts";
+import { type ReceiveSink, receiveAccepted } from "./receive.ts";
+import { Session, type SessionHost, UNSENT_BYTES_MAX } from "./session.ts";
+
+/** How long an ended connection may take to accept its last replies and to close its side. */
+const LINGER_MS = 5_000;
+
+/** What a connection tells its server. */
+export interface ConnectionHost extends ExportDirectory {
+  readonly clock: Clock;
+  /** 0: no deadline. */
+  readonly handshakeMs: number;
+  entered(connection: Connection, offered: NbdExport): void;
+  left(connection: Connection, offered: NbdExport): void;
+  /** Closed, and nothing under way at a backend. */
+  gone(connection: Connection): void;
+  note(message: string): void;
+}
+
+export class Connection implements ReceiveSink, SessionHost, Flushable {
+  flushPending = false;
+  readonly #host: ConnectionHost;
+  readonly #socket: net.Socket;
+  readonly #out: Outgoing;
+  #handshake: Handshake | undefined;
+  #session: Session | undefined;
+  #offered: NbdExport | undefined;
+  #stalled: { block: HeldBuffer; at: number; end: number } | undefined;
+  #cancelTimer: () => void = () => {};
+  #ending = false;
+  #closed = false;
+
+  constructor(accepted: net.Socket, host: ConnectionHost) {
+    this.#host = host;
+    this.#handshake = new Handshake(host);
+    this.#out = new Outgoing(
+      (pieces, written) => this.#write(pieces, written),
+      () => this.#written(),
+    );
+    this.#socket = receiveAccepted(accepted, this);
+    this.#socket.setNoDelay(true);
+    this.#socket.on("end", () => this.#peerEnded());
+    this.#socket.on("error", (error) => host.note(`a client's connection failed: ${error.message}`));
+    this.#socket.on("close", () => this.#socketClosed());
+    if (host.handshakeMs > 0) this.#cancelTimer = host.clock.after(host.handshakeMs, () => this.destroy());
+    this.#handshakeMoved();
+    this.#out.flush();
+  }
+
+  /** The export that this client is in. */
+  get offered(): NbdExport | undefined {
+    return this.#offered;
+  }
+
+  /** Lets requests under way end, sends their replies, closes. */
+  shutDown(): void {
+    if (this.#session === undefined) this.#end();
+    else this.#session.shutDown();
+    this.#out.flush();
+  }
+
+  /** Closes at once. Requests under way end silently; `gone` is told after them. */
+  destroy(): void {
+    this.#socket.destroy();
+  }
+
+  target(): Buffer | undefined {
+    return this.#session?.target;
+  }
+
+  filled(bytes: number): void {
+    this.#session!.filled(bytes);
+    this.#out.flush();
+  }
+
+  received(block: HeldBuffer, bytes: number): void {
+    this.#feed(block, 0, bytes);
+    this.#out.flush();
+  }
+
+  requestEnded(): void {
+    flushAtEndOfTurn(this);
+    this.#resumeInput();
+  }
+
+  flushNow(): void {
+    this.#out.flush();
+  }
+
+  drained(): void {
+    if (this.#offered !== undefined) this.#host.left(this, this.#offered);
+    if (this.#closed) this.#host.gone(this);
+    else this.#end();
+  }
+
+  #feed(block: HeldBuffer, at: number, end: number): void {
+    let next = at;
+    while (next < end && !this.#ending) {
+      if (this.#session !== undefined) {
+        next = this.#session.consume(block, next, end);
+        if (next < end) {
+          this.#stall(block, next, end);
+          return;
+        }
+      } else if (this.#out.unsentBytes >= UNSENT_BYTES_MAX) {
+        this.#stall(block, next, end);
+        return;
+      } else {
+        next = this.#handshake!.consume(block.buffer, next, end);
+        this.#handshakeMoved();
+      }
+    }
+  }
+
+  #handshakeMoved(): void {
+    const handshake = this.#handshake!;
+    for (const reply of handshake.replies) this.#out.copy(reply);
+    handshake.replies.length = 0;
+    const { outcome } = handshake;
+    if (outcome?.kind === "close") {
+      this.#host.note(`a client's handshake ended: ${outcome.reason}`);
+      this.#end();
+    } else if (outcome?.kind === "enter") {
+      this.#cancelTimer();
+      this.#handshake = undefined;
+      this.#offered = outcome.offered;
+      this.#session = new Session(outcome.offered.backend, outcome.agreement, this.#out, this);
+      this.#host.entered(this, outcome.offered);
+    }
+  }
+
+  #stall(block: HeldBuffer, at: number, end: number): void {
+    this.#stalled = { block: block.hold(), at, end };
+    this.#socket.pause();
+  }
+
+  /** Goes on with kept input if there is room now. */
+  #resumeInput(): void {
+    const stalled = this.#stalled;
+    if (stalled === undefined || this.#closed) return;
+    const room = this.#session?.hasRoom ?? this.#out.unsentBytes < UNSENT_BYTES_MAX;
+    if (!room && !this.#ending) return;
+    this.#stalled = undefined;
+    this.#feed(stalled.block, stalled.at, stalled.end);
+    stalled.block.release();
+    if (this.#stalled === undefined) this.#socket.resume();
+  }
+
+  #write(pieces: readonly Buffer[], written: () => void): void {
+    const socket = this.#socket;
+    const last = pieces.length - 1;
+    if (last === 0) {
+      socket.write(pieces[0]!, written);
+      return;
+    }
+    socket.cork();
+    for (let i = 0; i < last; i++) socket.write(pieces[i]!);
+    socket.write(pieces[last]!, written);
+    socket.uncork();
+  }
+
+  #written(): void {
+    this.#resumeInput();
+    this.#out.flush();
+    if (this.#ending && this.#out.idle) this.#socket.end();
+  }
+
+  #peerEnded(): void {
+    if (this.#session === undefined) this.#end();
+    else this.#session.stop();
+    this.#out.flush();
+  }
+
+  #end(): void {
+    if (this.#ending) return;
+    this.#ending = true;
+    this.#cancelTimer();
+    this.#cancelTimer = this.#host.clock.after(LINGER_MS, () => this.destroy());
+    this.#resumeInput();
+    if (this.#out.idle) this.#socket.end();
+  }
+
+  #socketClosed(): void {
+    this.#closed = true;
+    this.#cancelTimer();
+    this.#out.dispose();
+    this.#stalled?.block.release();
+    this.#stalled = undefined;
+    if (this.#session === undefined) {
+      this.#host.gone(this);
+      return;
+    }
+    const wasDrained = this.#ending;
+    this.#session.connectionClosed();
+    // A session that was drained before does not tell again.
+    if (wasDrained) this.#host.gone(this);
+  }
+}

@@ -1,0 +1,203 @@
+import type net from "node:net";
+import { type Clock, systemClock } from "../src/base/clock.ts";
+import { BlockError } from "../src/base/errors.ts";
+import { type Logger, silentLogger } from "../src/base/logger.ts";
+import { Connection, type ConnectionHost } from "./connection.ts";
+import { checkExport, type NbdExport } from "./export.ts";
+import { type ListenAddress, type Listener, listen } from "./listen.ts";
+
+export const MAX_CONNECTIONS_DEFAULT = 100;
+export const HANDSHAKE_MS_DEFAULT = 10_000;
+/** How long a shutdown waits for clients and requests under way. */
+export const GRACE_MS_DEFAULT = 10_000;
+
+export interface NbdServerOptions {
+  /** Connections at a time, negotiating ones included; more are closed on arrival. 0: no limit. Default 100. */
+  readonly maxConnections?: number;
+  /** Time a client has to enter an export. 0: no limit. Default 10 s. */
+  readonly handshakeMs?: number;
+  /** Name of the export that a client gets who asks for "" when no export has that name. */
+  readonly defaultExport?: string;
+  readonly clock?: Clock;
+  readonly logger?: Logger;
+}
+
+export interface ExportEvents {
+  /** The last client of the export is gone; its requests have ended. */
+  onLastClientLeft?: () => void;
+}
+
+/** `safe` refuses while clients are connected; `hard` drops them. */
+export type RemovalMode = "safe" | "hard";
+
+interface Offer extends NbdExport {
+  readonly events: ExportEvents;
+  readonly clients: Set<Connection>;
+  /** Told when the last client is gone, while a removal waits. */
+  onEmpty: (() => void) | undefined;
+}
+
+/** NBD exports under names, on any number of unix and TCP sockets. */
+export class NbdServer {
+  readonly #offers = new Map<string, Offer>();
+  readonly #connections = new Set<Connection>();
+  readonly #listeners: Listener[] = [];
+  readonly #host: ConnectionHost;
+  readonly #logger: Logger;
+  readonly #clock: Clock;
+  readonly #defaultExport: string;
+  #maxConnections: number;
+  #closing = false;
+  #onNoConnections: (() => void) | undefined;
+
+  constructor(options: NbdServerOptions = {}) {
+    this.#maxConnections = options.maxConnections ?? MAX_CONNECTIONS_DEFAULT;
+    this.#logger = options.logger ?? silentLogger;
+    this.#clock = options.clock ?? systemClock;
+    this.#defaultExport = options.defaultExport ?? "";
+    this.#host = this.#connectionHost(options.handshakeMs ?? HANDSHAKE_MS_DEFAULT);
+  }
+
+  /**
+   * Listens on one more address.
+   * @returns the address, with the port that was taken.
+   * @throws BlockError EADDRINUSE and what else the host says.
+   */
+  async listen(address: ListenAddress): Promise<ListenAddress> {
+    if (this.#closing) throw new BlockError("ESHUTDOWN", "the NBD server is shutting down");
+    const listener = await listen(
+      address,
+      (socket) => this.#accept(socket),
+      (error) => this.#logger.warn(`NBD server: ${error.message}`),
+    );
+    this.#listeners.push(listener);
+    return listener.address;
+  }
+
+  get addresses(): readonly ListenAddress[] {
+    return this.#listeners.map((listener) => listener.address);
+  }
+
+  get connectionCount(): number {
+    return this.#connections.size;
+  }
+
+  setMaxConnections(maxConnections: number): void {
+    this.#maxConnections = maxConnections;
+  }
+
+  /** @throws BlockError EEXIST for a name in use, EINVAL for what the protocol does not allow. */
+  addExport(offered: NbdExport, events: ExportEvents = {}): void {
+    checkExport(offered);
+    const { name, backend } = offered;
+    if (this.#offers.has(name)) {
+      throw new BlockError("EEXIST", `NBD server already has export named '${name}'`);
+    }
+    this.#offers.set(name, { name, backend, events, clients: new Set(), onEmpty: undefined });
+  }
+
+  /**
+   * Takes an export out. Done when its backend sees no more requests.
+   * @throws BlockError NODE_IN_USE in safe mode while clients are connected, EINVAL for an unknown name.
+   */
+  async removeExport(name: string, mode: RemovalMode): Promise<void> {
+    const offer = this.#offerNamed(name);
+    if (mode === "safe" && offer.clients.size > 0) {
+      const count = offer.clients.size;
+      const hint = "disconnect them or remove it in hard mode";
+      throw new BlockError("NODE_IN_USE", `export '${name}' still in use by ${count} client(s); ${hint}`);
+    }
+    this.#offers.delete(name);
+    for (const client of offer.clients) client.destroy();
+    if (offer.clients.size > 0) {
+      await new Promise<void>((resolve) => {
+        offer.onEmpty = resolve;
+      });
+    }
+  }
+
+  exportNames(): string[] {
+    return [...this.#offers.keys()];
+  }
+
+  /** Clients in an export now. @throws BlockError EINVAL for an unknown name. */
+  clientCount(name: string): number {
+    return this.#offerNamed(name).clients.size;
+  }
+
+  /**
+   * Stops listening, lets requests under way end while later ones get ESHUTDOWN, closes all connections.
+   * @returns whether all that was done within `graceMs`; otherwise connections were cut, and false may also mean that
+   * a backend still works on a request.
+   */
+  async close(graceMs: number = GRACE_MS_DEFAULT): Promise<boolean> {
+    this.#closing = true;
+    for (const connection of this.#connections) connection.shutDown();
+    await Promise.all(this.#listeners.splice(0).map((listener) => listener.close()));
+    if (await this.#noConnections(graceMs)) return true;
+    for (const connection of this.#connections) connection.destroy();
+    await this.#noConnections(graceMs);
+    return false;
+  }
+
+  #noConnections(withinMs: number): Promise<boolean> {
+    if (this.#connections.size === 0) return Promise.resolve(true);
+    return new Promise((resolve) => {
+      const finish = (done: boolean) => {
+        cancel();
+        this.#onNoConnections = undefined;
+        resolve(done);
+      };
+      const cancel = this.#clock.after(withinMs, () => finish(false));
+      this.#onNoConnections = () => finish(true);
+    });
+  }
+
+  #accept(socket: net.Socket): void {
+    const full = this.#maxConnections > 0 && this.#connections.size >= this.#maxConnections;
+    if (full || this.#closing) {
+      if (full) this.#logger.warn(`NBD server: connection refused, ${this.#maxConnections} are open already`);
+      socket.on("error", () => {});
+      socket.destroy();
+      return;
+    }
+    this.#connections.add(new Connection(socket, this.#host));
+  }
+
+  #find(name: string): Offer | undefined {
+    return this.#offers.get(name) ?? (name === "" ? this.#offers.get(this.#defaultExport) : undefined);
+  }
+
+  #offerNamed(name: string): Offer {
+    const offer = this.#offers.get(name);
+    if (offer === undefined) throw new BlockError("EINVAL", `NBD server has no export named '${name}'`);
+    return offer;
+  }
+
+  #left(connection: Connection, offer: Offer): void {
+    offer.clients.delete(connection);
+    if (offer.clients.size > 0) return;
+    offer.onEmpty?.();
+    offer.events.onLastClientLeft?.();
+  }
+
+  #connectionHost(handshakeMs: number): ConnectionHost {
+    const server = this;
+    return {
+      clock: this.#clock,
+      handshakeMs,
+      get closing() {
+        return server.#closing;
+      },
+      find: (name) => this.#find(name),
+      list: () => this.#offers.values(),
+      entered: (connection, offered) => (offered as Offer).clients.add(connection),
+      left: (connection, offered) => this.#left(connection, offered as Offer),
+      gone: (connection) => {
+        this.#connections.delete(connection);
+        if (this.#connections.size === 0) this.#onNoConnections?.();
+      },
+      note: (message) => this.#logger.debug(`NBD server: ${message}`),
+    };
+  }
+}
