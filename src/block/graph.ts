@@ -227,6 +227,10 @@ export class Graph {
     } finally {
       for (const each of drained.reverse()) each.resume();
     }
+    // A backing image is open for reading only: its tables are written and its locks let others read it.
+    await this.setWritable(node, false).catch((error: unknown) => {
+      this.#logger.warn(`node '${node.name}' stays open for writing below its overlay: ${String(error)}`);
+    });
   }
 
   #insertAbove(node: BlockNode, overlay: BlockNode, moving: readonly NodeUse[]): void {
