@@ -51,5 +51,10 @@ export interface HostFile {
   allocatedBytes(): number;
   /** Takes, changes or gives back (both false, sharing all) the locks. @throws BlockError IMAGE_LOCKED */
   lock(request: LockRequest): void;
+  /**
+   * Opens the same file again for writing too, or for reading only, and moves on to that; what was in flight ends on
+   * the old descriptor. Locks that are held follow (`write` becomes `writable`). On an error nothing has changed.
+   */
+  setWritable(writable: boolean): Promise<void>;
   close(): Promise<void>;
 }

@@ -1,0 +1,357 @@
+// The real HostFile. How a request reaches the kernel:
+//
+//   read    page cache (preadv2, RWF_NOWAIT) --EAGAIN, or the rest--> thread pool
+//           memory file system: plain pread; host that cannot tell: pool (remembered per file)
+//   write   small: pwrite at once, unless one was slow lately (inline-writes.ts); otherwise pool
+//   zeros, discard   fallocate at once, large ranges in pieces; zeros as data where the host lacks it
+//   sync    pool, in groups (group-sync.ts)
+//
+//   1. An operation that settles has done all of its work, or has failed with the host's errno.
+//   2. `size` is right whenever nothing is in flight, also after a write that failed half way.
+//   3. Nothing is written through a descriptor after it was closed (descriptor.ts).
+//   4. What changes the file tells `#sync` when it settles, not when it begins: a sync must cover it from then on.
+
+import { fstatSync, ftruncateSync } from "node:fs";
+import type { Clock } from "../base/clock.ts";
+import type { Completion } from "../base/completion.ts";
+import type { BlockError } from "../base/errors.ts";
+import { KiB, MiB } from "../base/units.ts";
+import type { Descriptor } from "./descriptor.ts";
+import { GroupSync } from "./group-sync.ts";
+import { Errno, fsError, hostError, isUnsupported } from "./host-error.ts";
+import type { HostExtent, HostFile, LockRequest } from "./host-file.ts";
+import { ImageLock } from "./image-lock.ts";
+import { InlineWrites } from "./inline-writes.ts";
+import { remainingParts } from "./portable-calls.ts";
+import { reopen } from "./reopen.ts";
+import { SeekFrom, type SystemCalls } from "./system-calls.ts";
+import { Zeroing, zeroData } from "./zeroing.ts";
+
+/** Larger reads stop the loop for longer (1 MiB takes 130 us) than the way through the pool costs. */
+const INLINE_READ_MAX = 1 * MiB;
+/** On a disk file system; 64 KiB take 13 us, and the pool's way 7 us more. */
+const INLINE_WRITE_MAX = 64 * KiB;
+/** On a memory file system the pool copies no faster. */
+const INLINE_WRITE_MAX_IN_MEMORY = 4 * MiB;
+const PARTS_MAX = 1024;
+
+export interface DiskFileParts {
+  readonly path: string;
+  readonly descriptor: Descriptor;
+  readonly writable: boolean;
+  readonly size: number;
+  /** A block device: its length is fixed and requests may have to be aligned. */
+  readonly blockDevice: boolean;
+  /** On tmpfs or ramfs. */
+  readonly inMemory: boolean;
+  readonly calls: SystemCalls;
+  readonly clock: Clock;
+  /** Whether `lock` does anything. */
+  readonly locking: boolean;
+}
+
+const InlineReads = { NEVER: 0, CACHED: 1, ALWAYS: 2 } as const;
+type InlineReads = (typeof InlineReads)[keyof typeof InlineReads];
+
+/** What was done on the event loop and what in the pool. */
+export interface HostFileCounters {
+  inlineReads: number;
+  pooledReads: number;
+  inlineWrites: number;
+  pooledWrites: number;
+}
+
+export class DiskFile implements HostFile {
+  readonly path: string;
+  readonly blockDevice: boolean;
+  readonly counters: HostFileCounters = { inlineReads: 0, pooledReads: 0, inlineWrites: 0, pooledWrites: 0 };
+
+  readonly #calls: SystemCalls;
+  readonly #lock: ImageLock;
+  readonly #locking: boolean;
+  readonly #inMemory: boolean;
+  readonly #inlineWriteMax: number;
+  readonly #inlineWrites: InlineWrites;
+  readonly #sync: GroupSync;
+  readonly #zeroing: Zeroing;
+  #descriptor: Descriptor;
+  #inlineReads: InlineReads;
+  #writable: boolean;
+  #size: number;
+
+  constructor(parts: DiskFileParts) {
+    this.path = parts.path;
+    this.blockDevice = parts.blockDevice;
+    this.#descriptor = parts.descriptor;
+    this.#writable = parts.writable;
+    this.#size = parts.size;
+    this.#calls = parts.calls;
+    this.#locking = parts.locking;
+    this.#lock = new ImageLock(parts.calls, parts.path);
+    this.#inMemory = parts.inMemory;
+    this.#inlineReads = parts.inMemory ? InlineReads.ALWAYS : InlineReads.CACHED;
+    this.#inlineWriteMax = parts.inMemory ? INLINE_WRITE_MAX_IN_MEMORY : INLINE_WRITE_MAX;
+    this.#inlineWrites = new InlineWrites(parts.clock);
+    this.#sync = new GroupSync(() => this.#datasync());
+    this.#zeroing = new Zeroing(parts.calls, parts.clock, parts.blockDevice);
+  }
+
+  get writable(): boolean {
+    return this.#writable;
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  // --- reading ------------------------------------------------------------------------------------------------
+
+  read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
+    let done = 0;
+    if (this.#inlineReads !== InlineReads.NEVER && bytes <= INLINE_READ_MAX) {
+      done = this.#readInline(offset, bytes, buffer, at);
+      if (done === bytes) {
+        this.counters.inlineReads++;
+        return;
+      }
+    }
+    return this.#readPooled(offset, done, bytes, buffer, at);
+  }
+
+  /** Reads what can be had at once; less than `bytes` when the rest has to come from the disk. */
+  #readInline(offset: number, bytes: number, buffer: Buffer, at: number): number {
+    const fd = this.#descriptor.fd;
+    let done = 0;
+    while (done < bytes) {
+      const result =
+        this.#inlineReads === InlineReads.ALWAYS
+          ? this.#calls.pread(fd, offset + done, bytes - done, buffer, at + done)
+          : this.#calls.preadNoWait(fd, offset + done, bytes - done, buffer, at + done);
+      if (result > 0) done += result;
+      else if (result === 0) return zeroRest(done, bytes, buffer, at);
+      else if (result === -Errno.EAGAIN) return done;
+      else if (isUnsupported(-result) || result === -Errno.EINVAL) {
+        // The pool's read tells it if this was about something else.
+        this.#inlineReads = InlineReads.NEVER;
+        return done;
+      } else throw this.#readError(-result, offset, bytes);
+    }
+    return done;
+  }
+
+  async #readPooled(offset: number, from: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
+    this.counters.pooledReads++;
+    let done = from;
+    while (done < bytes) {
+      const result = await this.#descriptor.read(offset + done, bytes - done, buffer, at + done);
+      if (result > 0) done += result;
+      else if (result === 0) done = zeroRest(done, bytes, buffer, at);
+      else if (result !== -Errno.EINTR) throw this.#readError(-result, offset, bytes);
+    }
+  }
+
+  // --- writing ------------------------------------------------------------------------------------------------
+
+  write(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
+    const beganMs = bytes <= this.#inlineWriteMax ? this.#inlineWrites.begin() : -1;
+    if (beganMs < 0) return this.#writePooled(offset, bytes, buffer, at);
+    this.counters.inlineWrites++;
+    const fd = this.#descriptor.fd;
+    for (let done = 0; done < bytes; ) {
+      const result = this.#calls.pwrite(fd, offset + done, bytes - done, buffer, at + done);
+      if (result <= 0) throw this.#writeError(-result, offset, bytes);
+      done += result;
+    }
+    this.#inlineWrites.finished(beganMs);
+    this.#written(offset + bytes);
+  }
+
+  async #writePooled(offset: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
+    this.counters.pooledWrites++;
+    for (let done = 0; done < bytes; ) {
+      const result = await this.#descriptor.write(offset + done, bytes - done, buffer, at + done);
+      if (result > 0) done += result;
+      else if (result !== -Errno.EINTR) throw this.#writeError(-result, offset, bytes);
+    }
+    this.#written(offset + bytes);
+  }
+
+  writeVector(offset: number, parts: readonly Buffer[]): Completion {
+    let bytes = 0;
+    for (const part of parts) bytes += part.length;
+    const beganMs = bytes <= this.#inlineWriteMax ? this.#inlineWrites.begin() : -1;
+    if (beganMs < 0) return this.#writeVectorPooled(offset, parts, bytes);
+    this.counters.inlineWrites++;
+    const fd = this.#descriptor.fd;
+    for (let done = 0; done < bytes; ) {
+      const result = this.#calls.pwritev(fd, offset + done, parts, done);
+      if (result <= 0) throw this.#writeError(-result, offset, bytes);
+      done += result;
+    }
+    this.#inlineWrites.finished(beganMs);
+    this.#written(offset + bytes);
+  }
+
+  async #writeVectorPooled(offset: number, parts: readonly Buffer[], bytes: number): Promise<void> {
+    this.counters.pooledWrites++;
+    for (let done = 0; done < bytes; ) {
+      const rest = remainingParts(parts, done).slice(0, PARTS_MAX);
+      const result = await this.#descriptor.writev(offset + done, rest);
+      if (result > 0) done += result;
+      else if (result !== -Errno.EINTR) throw this.#writeError(-result, offset, bytes);
+    }
+    this.#written(offset + bytes);
+  }
+
+  // --- zeros and holes ----------------------------------------------------------------------------------------
+
+  writeZeroes(offset: number, bytes: number, options: { unmap: boolean; cheapOnly: boolean }): Completion {
+    return this.#zeroing.inPieces(offset, bytes, this.#descriptor, (from, length) => {
+      const end = from + length;
+      const result = this.#zeroing.zero(this.#descriptor.fd, from, length, this.#size, options.unmap);
+      if (result === 0) return this.#written(end);
+      if (!isUnsupported(-result)) throw this.#zeroError(-result, from, length);
+      if (options.cheapOnly) throw this.#zeroError(Errno.EOPNOTSUPP, from, length);
+      return zeroData(this, from, length);
+    });
+  }
+
+  discard(offset: number, bytes: number): Completion {
+    const within = Math.min(bytes, this.#size - offset);
+    if (within <= 0) return;
+    return this.#zeroing.inPieces(offset, within, this.#descriptor, (from, length) => {
+      const result = this.#zeroing.punch(this.#descriptor.fd, from, length);
+      this.#sync.changed();
+      if (result === 0 || isUnsupported(-result)) return;
+      throw hostError(-result, `Could not discard ${length} bytes at offset ${from} of '${this.path}'`);
+    });
+  }
+
+  truncate(size: number): Completion {
+    if (size === this.#size) return;
+    if (size < this.#size) return this.#shrink(size);
+    try {
+      ftruncateSync(this.#descriptor.fd, size);
+    } catch (error) {
+      throw fsError(error, `Could not resize '${this.path}' to ${size} bytes`);
+    }
+    this.#written(size);
+  }
+
+  /** In the pool: giving back the space of a large file takes the host a while. */
+  async #shrink(size: number): Promise<void> {
+    const result = await this.#descriptor.truncate(size);
+    this.#sync.changed();
+    if (result < 0) throw hostError(-result, `Could not resize '${this.path}' to ${size} bytes`);
+    this.#size = size;
+  }
+
+  // --- state --------------------------------------------------------------------------------------------------
+
+  sync(): Completion {
+    // A memory file system has nothing below it.
+    if (this.#inMemory) return;
+    return this.#sync.sync();
+  }
+
+  async #datasync(): Promise<void> {
+    for (;;) {
+      const result = await this.#descriptor.datasync();
+      if (result >= 0) return;
+      if (result !== -Errno.EINTR)
+        throw hostError(-result, `Could not write '${this.path}' to stable storage`);
+    }
+  }
+
+  extentAt(offset: number): HostExtent {
+    const fd = this.#descriptor.fd;
+    const data = this.#calls.seek(fd, offset, SeekFrom.DATA);
+    // ENXIO: no data from here on. What lies past the end reads as zeros too.
+    if (data === -Errno.ENXIO) return { bytes: Number.MAX_SAFE_INTEGER - offset, data: false };
+    if (data > offset) return { bytes: data - offset, data: false };
+    const hole = data === offset ? this.#calls.seek(fd, offset, SeekFrom.HOLE) : -1;
+    if (hole > offset) return { bytes: hole - offset, data: true };
+    return offset < this.#size
+      ? { bytes: this.#size - offset, data: true }
+      : { bytes: Number.MAX_SAFE_INTEGER - offset, data: false };
+  }
+
+  allocatedBytes(): number {
+    if (this.blockDevice) return this.#size;
+    try {
+      return fstatSync(this.#descriptor.fd).blocks * 512;
+    } catch {
+      return -1;
+    }
+  }
+
+  lock(request: LockRequest): void {
+    if (this.#locking) this.#lock.change(this.#descriptor.fd, request);
+  }
+
+  async setWritable(writable: boolean): Promise<void> {
+    if (writable === this.#writable) return;
+    if (!writable) await this.sync();
+    const before = this.#descriptor;
+    const held = this.#lock.request;
+    const wanted = held === undefined ? undefined : { write: writable, shareWrite: held.shareWrite };
+    const after = reopen(before.fd, this.path, writable);
+    try {
+      // The check is made on the old descriptor: on the new one our own locks would look like another's.
+      this.#lock.change(before.fd, wanted);
+      this.#lock.copyTo(after.fd);
+    } catch (error) {
+      await after.close(this.path);
+      this.#lock.change(before.fd, held);
+      throw error;
+    }
+    this.#descriptor = after;
+    this.#writable = writable;
+    await before.close(this.path);
+  }
+
+  close(): Promise<void> {
+    return this.#descriptor.close(this.path);
+  }
+
+  // --- inside -------------------------------------------------------------------------------------------------
+
+  #written(end: number): void {
+    if (end > this.#size) this.#size = end;
+    this.#sync.changed();
+  }
+
+  #readError(errno: number, offset: number, bytes: number): BlockError {
+    return hostError(errno, `Could not read ${bytes} bytes at offset ${offset} of '${this.path}'`);
+  }
+
+  #writeError(errno: number, offset: number, bytes: number): BlockError {
+    this.#refreshSize();
+    // A write that takes nothing and names no reason has no space.
+    return hostError(
+      errno === 0 ? Errno.ENOSPC : errno,
+      `Could not write ${bytes} bytes at offset ${offset} of '${this.path}'`,
+    );
+  }
+
+  #zeroError(errno: number, offset: number, bytes: number): BlockError {
+    this.#refreshSize();
+    return hostError(errno, `Could not write ${bytes} zero bytes at offset ${offset} of '${this.path}'`);
+  }
+
+  /** After a failure: part of the work may have been done. */
+  #refreshSize(): void {
+    this.#sync.changed();
+    if (this.blockDevice) return;
+    try {
+      this.#size = fstatSync(this.#descriptor.fd).size;
+    } catch {
+      // The error that brought us here is the one to tell.
+    }
+  }
+}
+
+function zeroRest(done: number, bytes: number, buffer: Buffer, at: number): number {
+  buffer.fill(0, at + done, at + bytes);
+  return bytes;
+}

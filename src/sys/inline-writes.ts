@@ -1,0 +1,37 @@
+// Whether a write may be made on the event loop. A buffered write is a copy into the page cache, cheaper than the
+// way to the thread pool and back, until the host throttles whoever makes pages dirty: then it sleeps. One slow write
+// sends the file to the pool for a while.
+
+import type { Clock } from "../base/clock.ts";
+
+/** An inline write that took longer than this has slept: 64 KiB take 13 us. */
+const SLOW_MS = 2;
+/** How long the pool is used then; doubled while it happens again, up to the maximum. */
+const PAUSE_MS = 100;
+const PAUSE_MS_MAX = 3_200;
+
+export class InlineWrites {
+  readonly #clock: Clock;
+  #pausedUntilMs = Number.NEGATIVE_INFINITY;
+  #pauseMs = PAUSE_MS;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** The present time where a write may be inline now, otherwise -1. Give it to `finished`. */
+  begin(): number {
+    const nowMs = this.#clock.nowMs();
+    return nowMs < this.#pausedUntilMs ? -1 : nowMs;
+  }
+
+  finished(beganMs: number): void {
+    const nowMs = this.#clock.nowMs();
+    if (nowMs - beganMs < SLOW_MS) {
+      if (this.#pauseMs > PAUSE_MS && nowMs > this.#pausedUntilMs + PAUSE_MS_MAX) this.#pauseMs = PAUSE_MS;
+      return;
+    }
+    this.#pausedUntilMs = nowMs + this.#pauseMs;
+    this.#pauseMs = Math.min(this.#pauseMs * 2, PAUSE_MS_MAX);
+  }
+}

@@ -1,0 +1,187 @@
+// The C library through koffi: six functions, the only foreign calls of the program.
+//
+// 64-bit little-endian Linux only: `iovec` and `flock` are laid out by hand below.
+//
+//   iovec   0 base address u64 | 8 length u64
+//   flock   0 l_type i16 | 2 l_whence i16 | 8 l_start i64 | 16 l_len i64 | 24 l_pid i32 (0 for OFD locks)
+//
+//   1. Memory safety is kept here: each range is checked against its buffer before an address leaves this file.
+//   2. Addresses are numbers (below 2**47), taken once per ArrayBuffer: the memory of one never moves. When it is
+//      detached its buffers have length 0, and rule 1 refuses them.
+//   3. errno is read right after the call that failed.
+//
+// Measured (Node 20, 4 KiB cached): koffi call 0.16 us; preadv2 with a number for the iovec 0.85, pread with a Buffer
+// 0.83, with a fresh subarray 0.95, fs.readSync 1.11; address from the WeakMap 0.03, from koffi.address 0.07.
+
+import { createRequire } from "node:module";
+import { assert } from "../base/assert.ts";
+import { Errno } from "./host-error.ts";
+import type { SystemCalls } from "./system-calls.ts";
+
+const ARCHITECTURES = ["x64", "arm64", "riscv64", "loong64"];
+const RWF_NOWAIT = 8;
+/** The kernel's IOV_MAX. */
+const IOVECS_MAX = 1024;
+const IOVEC_BYTES = 16;
+/** The kernel moves no more in one call (MAX_RW_COUNT). */
+const TRANSFER_MAX = 0x7fff_f000;
+const TWO_32 = 0x1_0000_0000;
+const F_OFD_GETLK = 36;
+const F_OFD_SETLK = 37;
+const F_RDLCK = 0;
+const F_WRLCK = 1;
+const F_UNLCK = 2;
+const SEEK_SET = 0;
+
+interface Koffi {
+  load(path: string | null): { func(name: string, result: string, parameters: string[]): ForeignFunction };
+  address(buffer: Uint8Array | Uint32Array): bigint;
+  errno(): number;
+}
+type ForeignFunction = (...values: number[]) => number;
+
+/** The calls, or why there are none. */
+export function loadLibc(): SystemCalls | string {
+  if (process.platform !== "linux") return `not made for ${process.platform}`;
+  if (!ARCHITECTURES.includes(process.arch)) return `not made for ${process.arch}`;
+  try {
+    const koffi = createRequire(import.meta.url)("koffi") as Koffi;
+    return new Libc(koffi);
+  } catch (error) {
+    return `koffi cannot be loaded: ${error instanceof Error ? error.message.split("\n")[0] : String(error)}`;
+  }
+}
+
+class Libc implements SystemCalls {
+  readonly complete = true;
+  readonly #koffi: Koffi;
+  readonly #preadv2: ForeignFunction;
+  readonly #pwritev: ForeignFunction;
+  readonly #fallocate: ForeignFunction;
+  readonly #lseek: ForeignFunction;
+  readonly #fcntl: ForeignFunction;
+
+  readonly #addresses = new WeakMap<ArrayBufferLike, number>();
+  /** The argument structs of the one call that runs. */
+  readonly #iovecs = new Uint32Array(new ArrayBuffer(IOVECS_MAX * IOVEC_BYTES));
+  readonly #iovecsAddress: number;
+  readonly #flock = Buffer.from(new ArrayBuffer(32));
+  readonly #flockAddress: number;
+
+  constructor(koffi: Koffi) {
+    const library = koffi.load(null);
+    this.#koffi = koffi;
+    this.#preadv2 = library.func("preadv2", "int64", ["int", "uintptr", "int", "int64", "int"]);
+    this.#pwritev = library.func("pwritev", "int64", ["int", "uintptr", "int", "int64"]);
+    this.#fallocate = library.func("fallocate", "int", ["int", "int", "int64", "int64"]);
+    this.#lseek = library.func("lseek", "int64", ["int", "int64", "int"]);
+    this.#fcntl = library.func("fcntl", "int", ["int", "int", "uintptr"]);
+    this.#iovecsAddress = Number(koffi.address(this.#iovecs));
+    this.#flockAddress = Number(koffi.address(this.#flock));
+  }
+
+  pread(fd: number, offset: number, bytes: number, buffer: Buffer, at: number): number {
+    return this.#readVector(fd, offset, bytes, buffer, at, 0);
+  }
+
+  preadNoWait(fd: number, offset: number, bytes: number, buffer: Buffer, at: number): number {
+    return this.#readVector(fd, offset, bytes, buffer, at, RWF_NOWAIT);
+  }
+
+  pwrite(fd: number, offset: number, bytes: number, buffer: Buffer, at: number): number {
+    this.#setIovec(0, buffer, at, Math.min(bytes, TRANSFER_MAX));
+    return this.#writeVector(fd, offset, 1);
+  }
+
+  pwritev(fd: number, offset: number, parts: readonly Buffer[], skip: number): number {
+    let count = 0;
+    let before = skip;
+    for (const part of parts) {
+      if (before >= part.length) {
+        before -= part.length;
+        continue;
+      }
+      if (count === IOVECS_MAX) break;
+      this.#setIovec(count++, part, before, part.length - before);
+      before = 0;
+    }
+    return this.#writeVector(fd, offset, count);
+  }
+
+  fallocate(fd: number, mode: number, offset: number, bytes: number): number {
+    for (;;) {
+      if (this.#fallocate(fd, mode, offset, bytes) === 0) return 0;
+      const errno = this.#koffi.errno();
+      if (errno !== Errno.EINTR) return -errno;
+    }
+  }
+
+  seek(fd: number, offset: number, whence: number): number {
+    const position = this.#lseek(fd, offset, whence);
+    return position < 0 ? -this.#koffi.errno() : position;
+  }
+
+  lockByte(fd: number, byte: number, take: boolean): number {
+    return this.#control(fd, F_OFD_SETLK, take ? F_RDLCK : F_UNLCK, byte);
+  }
+
+  testByte(fd: number, byte: number): number {
+    const result = this.#control(fd, F_OFD_GETLK, F_WRLCK, byte);
+    if (result < 0) return result;
+    return this.#flock.readInt16LE(0) === F_UNLCK ? 0 : 1;
+  }
+
+  #readVector(fd: number, offset: number, bytes: number, buffer: Buffer, at: number, flags: number): number {
+    this.#setIovec(0, buffer, at, Math.min(bytes, TRANSFER_MAX));
+    for (;;) {
+      const result = this.#preadv2(fd, this.#iovecsAddress, 1, offset, flags);
+      if (result >= 0) return result;
+      const errno = this.#koffi.errno();
+      if (errno !== Errno.EINTR) return -errno;
+    }
+  }
+
+  #writeVector(fd: number, offset: number, count: number): number {
+    for (;;) {
+      const result = this.#pwritev(fd, this.#iovecsAddress, count, offset);
+      if (result >= 0) return result;
+      const errno = this.#koffi.errno();
+      if (errno !== Errno.EINTR) return -errno;
+    }
+  }
+
+  #control(fd: number, command: number, type: number, byte: number): number {
+    const flock = this.#flock;
+    flock.fill(0);
+    flock.writeInt16LE(type, 0);
+    flock.writeInt16LE(SEEK_SET, 2);
+    flock.writeUInt32LE(byte, 8);
+    flock.writeUInt32LE(1, 16);
+    for (;;) {
+      if (this.#fcntl(fd, command, this.#flockAddress) >= 0) return 0;
+      const errno = this.#koffi.errno();
+      if (errno !== Errno.EINTR) return -errno;
+    }
+  }
+
+  #setIovec(index: number, buffer: Buffer, at: number, bytes: number): void {
+    assert(at >= 0 && bytes >= 0 && at + bytes <= buffer.length, "a range outside of its buffer");
+    const address = this.#addressOf(buffer.buffer) + buffer.byteOffset + at;
+    const iovecs = this.#iovecs;
+    const word = index * 4;
+    iovecs[word] = address >>> 0;
+    iovecs[word + 1] = Math.floor(address / TWO_32);
+    iovecs[word + 2] = bytes;
+    iovecs[word + 3] = bytes < TWO_32 ? 0 : Math.floor(bytes / TWO_32);
+  }
+
+  #addressOf(memory: ArrayBufferLike): number {
+    let address = this.#addresses.get(memory);
+    if (address === undefined) {
+      // Through a Buffer over all of it: koffi takes no SharedArrayBuffer itself.
+      address = Number(this.#koffi.address(Buffer.from(memory)));
+      this.#addresses.set(memory, address);
+    }
+    return address;
+  }
+}
