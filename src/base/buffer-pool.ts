@@ -3,6 +3,7 @@
 
 const SMALLEST_SHIFT = 9;
 const LARGEST_SHIFT = 25;
+const LARGEST_BYTES = 2 ** LARGEST_SHIFT;
 /** What the lists may keep in all; more is left to the garbage collector. */
 const KEPT_BYTES_MAX = 64 * 1024 * 1024;
 
@@ -16,8 +17,8 @@ export class BufferPool {
 
   /** A buffer of at least `bytes` bytes with unspecified content; its length is a power of two. */
   take(bytes: number): Buffer {
+    if (bytes > LARGEST_BYTES) return Buffer.allocUnsafeSlow(bytes);
     const shift = shiftFor(bytes);
-    if (shift > LARGEST_SHIFT) return Buffer.allocUnsafeSlow(bytes);
     const free = this.#free[shift]!.pop();
     if (free === undefined) return Buffer.allocUnsafeSlow(1 << shift);
     this.#keptBytes -= free.length;
@@ -26,14 +27,16 @@ export class BufferPool {
 
   /** Takes back what {@link take} gave; nobody may touch it afterwards. */
   give(buffer: Buffer): void {
+    if (buffer.length > LARGEST_BYTES) return;
     const shift = shiftFor(buffer.length);
-    if (shift > LARGEST_SHIFT || buffer.length !== 1 << shift) return;
+    if (buffer.length !== 1 << shift) return;
     if (this.#keptBytes + buffer.length > KEPT_BYTES_MAX) return;
     this.#keptBytes += buffer.length;
     this.#free[shift]!.push(buffer);
   }
 }
 
+/** For up to LARGEST_BYTES: the shift works on 32 bits. */
 function shiftFor(bytes: number): number {
   return bytes <= 1 << SMALLEST_SHIFT ? SMALLEST_SHIFT : 32 - Math.clz32(bytes - 1);
 }

@@ -26,7 +26,7 @@ export function divideUp(value: number, unit: number): number {
 }
 
 export function isPowerOfTwo(value: number): boolean {
-  return value > 0 && Number.isSafeInteger(Math.log2(value)) && 2 ** Math.log2(value) === value;
+  return Number.isSafeInteger(value) && value > 0 && 2 ** Math.round(Math.log2(value)) === value;
 }
 
 const SIZE_SUFFIXES = "BKMGTPE";
@@ -49,7 +49,8 @@ export function formatSize(bytes: number): string {
   const names = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
   let scale = 0;
   let value = bytes;
-  while (value >= 1024 && scale < names.length - 1) {
+  // From 1023.5 on it would be rounded to 1024.
+  while (value >= 1023.5 && scale < names.length - 1) {
     value /= 1024;
     scale++;
   }
