@@ -1,0 +1,185 @@
+// Golden conversations: what a monitor says, word for word, recorded from the reference and replayed against ours.
+//
+//   # ...                      a comment; kept
+//   @raw NAME SIZE [data]      a raw file, sparse or patterned
+//   @qcow2 NAME SIZE [BACKING [FORMAT]] [data]
+//   > TEXT                     sent to the monitor as it is; the lines up to the next one are what came back up to its reply
+//   @wait EVENT [KEY=VALUE]    reads on until this event, which stands last below
+//   < JSON                     a message of the reference
+//   <! JSON                    what ours says instead of the message above, on purpose; a comment says why. Kept.
+//
+// $DIR stands for the directory of the test. Timestamps are checked and left out.
+
+import { createConnection } from "node:net";
+import { makeQcow2Image, makeRawImage } from "./image-fixtures.ts";
+
+type Message = Record<string, unknown>;
+
+/** Members whose values are up to the host: their presence counts, not what they hold. */
+const HOST_MEMBERS = new Set(["actual-size", "thread-id"]);
+
+/** One connection to a monitor, line by line. */
+export class MonitorClient {
+  readonly #lines: string[] = [];
+  readonly #waiting: ((line: string | undefined) => void)[] = [];
+  readonly #socket: ReturnType<typeof createConnection>;
+  #partial = "";
+  #ended = false;
+
+  constructor(path: string) {
+    this.#socket = createConnection(path);
+    this.#socket.setEncoding("utf8");
+    this.#socket.on("data", (text: string) => this.#received(text));
+    this.#socket.on("error", () => this.#end());
+    this.#socket.on("close", () => this.#end());
+  }
+
+  send(text: string): void {
+    this.#socket.write(text);
+  }
+
+  /** The next line without its end; undefined when the other side hung up. */
+  nextLine(): Promise<string | undefined> {
+    const line = this.#lines.shift();
+    if (line !== undefined || this.#ended) return Promise.resolve(line);
+    return new Promise((resolve) => this.#waiting.push(resolve));
+  }
+
+  async nextMessage(): Promise<Message | undefined> {
+    const line = await this.nextLine();
+    return line === undefined ? undefined : (JSON.parse(line) as Message);
+  }
+
+  /** Sends a command and gives its return value or error; events in between are dropped. */
+  async execute(command: string, args?: Message): Promise<Message> {
+    this.send(
+      JSON.stringify({ execute: command, ...(args === undefined ? {} : { arguments: args }) }) + "\n",
+    );
+    for (;;) {
+      const message = await this.nextMessage();
+      if (message === undefined) throw new Error("the monitor hung up");
+      if ("return" in message || "error" in message) return message;
+    }
+  }
+
+  close(): void {
+    this.#socket.destroy();
+  }
+
+  #received(text: string): void {
+    const lines = (this.#partial + text).split(/\r?\n/);
+    this.#partial = lines.pop()!;
+    for (const line of lines) {
+      const waiting = this.#waiting.shift();
+      if (waiting === undefined) this.#lines.push(line);
+      else waiting(line);
+    }
+  }
+
+  #end(): void {
+    this.#ended = true;
+    for (const waiting of this.#waiting.splice(0)) waiting(undefined);
+  }
+}
+
+/** Makes the image files that the conversation's head asks for. */
+export function makeImages(conversation: string, directory: string): void {
+  for (const line of conversation.split("\n")) {
+    const words = line.split(" ");
+    const path = `${directory}/${words[1]}`;
+    if (words[0] === "@raw") makeRawImage(path, Number(words[2]), words[3] === "data");
+    if (words[0] === "@qcow2") {
+      const patterned = words.at(-1) === "data";
+      const [, , size, file, format] = patterned ? words.slice(0, -1) : words;
+      const backing =
+        file === undefined ? {} : { backing: { file, ...(format === undefined ? {} : { format }) } };
+      makeQcow2Image(path, Number(size), { ...backing, patterned });
+    }
+  }
+}
+
+/** Daemon arguments of the conversation's `@start` lines, beside its monitor. */
+export function startArguments(conversation: string, directory: string): string[] {
+  return conversation
+    .split("\n")
+    .filter((line) => line.startsWith("@start "))
+    .flatMap((line) => line.slice(7).replaceAll("$DIR", directory).split(" "));
+}
+
+/** Holds the conversation with the monitor at `socketPath`; gives it back with the messages that really came. */
+export async function converse(conversation: string, socketPath: string, directory: string): Promise<string> {
+  const client = new MonitorClient(socketPath);
+  const out: string[] = [];
+  let heard: Message[] = [];
+  const hearUntil = async (wanted: (message: Message) => boolean): Promise<void> => {
+    while (!heard.some(wanted)) {
+      const message = await Promise.race([client.nextMessage(), patience()]);
+      out.push(`< ${message === undefined ? "(nothing more)" : written(message, directory)}`);
+      if (message === undefined) return;
+      heard.push(message);
+    }
+  };
+  await client.nextMessage();
+  await client.execute("qmp_capabilities");
+  for (const line of conversation.split("\n")) {
+    if (line.startsWith("< ")) continue;
+    out.push(line);
+    if (line.startsWith("> ")) {
+      heard = [];
+      client.send(line.slice(2).replaceAll("$DIR", directory) + "\n");
+      await hearUntil((message) => "return" in message || "error" in message);
+    } else if (line.startsWith("@wait ")) {
+      const [, event, condition] = line.split(" ");
+      await hearUntil((message) => message["event"] === event && holds(message, condition));
+    }
+  }
+  client.close();
+  return out.join("\n");
+}
+
+/** How long a message may take before the conversation goes on without it: only a failing test ever waits for it. */
+function patience(): Promise<undefined> {
+  return new Promise((resolve) => setTimeout(() => resolve(undefined), 5000).unref());
+}
+
+function holds(message: Message, condition: string | undefined): boolean {
+  if (condition === undefined) return true;
+  const [key, value] = condition.split("=");
+  return String((message["data"] as Message)[key!]) === value;
+}
+
+function written(message: Message, directory: string): string {
+  const { timestamp, ...rest } = message;
+  if ("event" in rest) checkTimestamp(timestamp);
+  return JSON.stringify(canonical(rest))
+    .replaceAll(directory, "$DIR")
+    .replace(/#block\d+/g, "#block");
+}
+
+/** How far a job has come depends on the moment, unless it is all of the way. */
+function isHalfway(key: string, holder: object): boolean {
+  const {
+    offset,
+    len,
+    "current-progress": current,
+    "total-progress": total,
+  } = holder as Record<string, unknown>;
+  return (key === "offset" && offset !== len) || (key === "current-progress" && current !== total);
+}
+
+/** Members in order of the alphabet: the reference gives them in the order of its hash table. */
+function canonical(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(canonical);
+  if (typeof value !== "object" || value === null) return value;
+  const members = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1));
+  return Object.fromEntries(
+    members.map(([key, held]) => [key, HOST_MEMBERS.has(key) || isHalfway(key, value) ? 0 : canonical(held)]),
+  );
+}
+
+function checkTimestamp(timestamp: unknown): void {
+  const { seconds, microseconds } = timestamp as { seconds: number; microseconds: number };
+  if (!Number.isInteger(seconds) || !(microseconds >= 0 && microseconds < 1e6)) {
+    throw new Error(`odd timestamp ${JSON.stringify(timestamp)}`);
+  }
+}
