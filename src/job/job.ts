@@ -71,6 +71,8 @@ export abstract class Job {
   protected abstract run(): Promise<void>;
   protected abstract prepare(): Promise<void>;
   protected abstract clean(): Promise<void>;
+  /** Known before the start: the command that makes such a job answers when it has ended. */
+  abstract readonly hasNothingToDo: boolean;
 
   get status(): JobStatus {
     return this.#status;
@@ -94,7 +96,8 @@ export abstract class Job {
 
   /** Why it failed, for people; undefined while all is well. */
   get error(): string | undefined {
-    return this.#error === undefined ? undefined : errorMessage(this.#error);
+    if (this.#error !== undefined) return errorMessage(this.#error);
+    return this.#cancelled && this.#status === "concluded" ? "Operation canceled" : undefined;
   }
 
   // --- verbs --------------------------------------------------------------------------------------------------

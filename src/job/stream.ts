@@ -157,8 +157,12 @@ export class StreamJob extends Job {
 
   // --- the copy -----------------------------------------------------------------------------------------------
 
+  override get hasNothingToDo(): boolean {
+    return this.#merged.length === 0;
+  }
+
   protected override async run(): Promise<void> {
-    if (this.#top.backing === undefined) {
+    if (this.hasNothingToDo) {
       this.length = 0;
       return;
     }
