@@ -1,0 +1,98 @@
+// How often each host cluster is referred to, counted for a window of the file at a time, so that a check takes the
+// same memory for a file of any length: a file with more clusters than the window is walked several times.
+
+import type { CheckTally } from "./check-report.ts";
+import { type Geometry, MAX_CLUSTER_BITS } from "./header.ts";
+import { maxRefcount } from "./refcount-width.ts";
+
+/** Clusters that are counted in one walk: 64 MiB of memory; 4 TiB of file with clusters of 64 KiB. */
+export const WINDOW_CLUSTERS = 64 * 1024 * 1024;
+/** Counts from here on stand in a map. */
+const LARGE = 255;
+
+/** Where an image file is cut into windows. */
+export interface Window {
+  /** First cluster, and the one behind the last. */
+  readonly first: number;
+  readonly end: number;
+  /** Findings that do not depend on counts are told in the first walk only. */
+  readonly isFirst: boolean;
+}
+
+export class ReferenceCounts {
+  readonly window: Window;
+  readonly #clusterSize: number;
+  readonly #fileBytes: number;
+  readonly #max: number;
+  readonly #small: Uint8Array;
+  readonly #large = new Map<number, number>();
+  readonly #tally: CheckTally;
+  /** Highest cluster that was referred to; -1 for none. */
+  highest = -1;
+
+  constructor(window: Window, geometry: Geometry, fileBytes: number, tally: CheckTally) {
+    this.window = window;
+    this.#clusterSize = geometry.clusterSize;
+    this.#fileBytes = fileBytes;
+    this.#max = maxRefcount(Math.log2(geometry.refcountBits));
+    this.#small = new Uint8Array(window.end - window.first);
+    this.#tally = tally;
+  }
+
+  covers(cluster: number): boolean {
+    return cluster >= this.window.first && cluster < this.window.end;
+  }
+
+  get(cluster: number): number {
+    const count = this.#small[cluster - this.window.first]!;
+    return count < LARGE ? count : this.#large.get(cluster)!;
+  }
+
+  /**
+   * Counts a reference to `bytes` bytes at `offset`. The last cluster of the file may be cut; what lies further out
+   * is reported and not counted.
+   */
+  add(offset: number, bytes: number): void {
+    if (bytes <= 0) return;
+    if (offset + bytes - this.#fileBytes >= this.#clusterSize) {
+      if (this.window.isFirst) {
+        this.#tally.corruption(
+          `counting reference for region exceeding the end of the file by one cluster or more: ` +
+            `offset 0x${offset.toString(16)} size 0x${bytes.toString(16)}`,
+        );
+      }
+      return;
+    }
+    const last = Math.min(Math.floor((offset + bytes - 1) / this.#clusterSize), this.window.end - 1);
+    const first = Math.max(Math.floor(offset / this.#clusterSize), this.window.first);
+    for (let cluster = first; cluster <= last; cluster++) this.#increment(cluster);
+  }
+
+  #increment(cluster: number): void {
+    const at = cluster - this.window.first;
+    const count = this.#small[at]!;
+    if (cluster > this.highest) this.highest = cluster;
+    if (this.get(cluster) >= this.#max) {
+      this.#tally.corruption(`overflow cluster offset=0x${(cluster * this.#clusterSize).toString(16)}`);
+      return;
+    }
+    if (count < LARGE - 1) {
+      this.#small[at] = count + 1;
+      return;
+    }
+    this.#small[at] = LARGE;
+    this.#large.set(cluster, (this.#large.get(cluster) ?? LARGE - 1) + 1);
+  }
+}
+
+/** The windows of a file of `clusterCount` clusters. */
+export function* windowsOf(clusterCount: number, windowClusters = WINDOW_CLUSTERS): Generator<Window> {
+  for (let first = 0; first < clusterCount; first += windowClusters) {
+    yield { first, end: Math.min(first + windowClusters, clusterCount), isFirst: first === 0 };
+  }
+}
+
+/** QEMU's bound on the clusters of a file that can be checked. */
+export const CHECKED_CLUSTERS_MAX = 0x7fff_ffff;
+/** So that a cluster's offset is exact as a number. */
+export const CHECKED_BYTES_MAX = CHECKED_CLUSTERS_MAX * 2 ** MAX_CLUSTER_BITS;
