@@ -51,22 +51,25 @@ export class Descriptor {
   pooled(start: (done: Done) => void): Promise<number> {
     if (this.#fd < 0) return Promise.resolve(-Errno.EBADF);
     return new Promise((resolve) => {
-      this.#inFlight++;
+      this.enter();
       start((error, count) => {
-        this.#left();
+        this.leave();
         resolve(error === null || error === undefined ? (count ?? 0) : -errnoOf(error));
       });
     });
   }
 
-  /** Keeps the descriptor open while `work` runs. */
-  async during<T>(work: () => Promise<T>): Promise<T> {
+  /** Keeps the descriptor open until `leave`: for work of several steps, which must all go to the same file. */
+  enter(): void {
     this.#inFlight++;
-    try {
-      return await work();
-    } finally {
-      this.#left();
-    }
+  }
+
+  leave(): void {
+    this.#inFlight--;
+    if (this.#inFlight > 0 || this.#idle.length === 0) return;
+    const idle = this.#idle;
+    this.#idle = [];
+    for (const wake of idle) wake();
   }
 
   /** Waits for what is in flight, then closes. Nothing may be started any more. @throws BlockError */
@@ -81,13 +84,5 @@ export class Descriptor {
         else resolve();
       });
     });
-  }
-
-  #left(): void {
-    this.#inFlight--;
-    if (this.#inFlight > 0 || this.#idle.length === 0) return;
-    const idle = this.#idle;
-    this.#idle = [];
-    for (const wake of idle) wake();
   }
 }

@@ -68,7 +68,8 @@ export class Zeroing {
     work: (offset: number, bytes: number) => Completion,
   ): Completion {
     if (bytes <= PIECE_FIRST) return bytes > 0 ? work(offset, bytes) : undefined;
-    return descriptor.during(() => this.#inTurns(offset, bytes, work));
+    descriptor.enter();
+    return this.#inTurns(offset, bytes, work).finally(() => descriptor.leave());
   }
 
   async #inTurns(offset: number, bytes: number, work: (offset: number, bytes: number) => Completion) {
