@@ -32,7 +32,7 @@ import { payloadBytesOf, type Refusal, rangeRefusalOf, refusalOf, type Terms } f
 export const REQUESTS_IN_FLIGHT_MAX = 8192;
 /** Their payload bytes; one more request may begin just below the limit, so the peak is this plus one payload. */
 export const IN_FLIGHT_BYTES_MAX = 32 * MiB;
-/** Reply bytes that the peer has not taken; the peak is this plus one reply. */
+/** Reply bytes that the peer has not taken; the peak is this plus what was in flight when it was reached. */
 export const UNSENT_BYTES_MAX = 8 * MiB;
 
 /** What the handshake settled. */

@@ -1,0 +1,96 @@
+import { describe, expect, it } from "vitest";
+import { HeldBuffer, heldBufferCount } from "./held-buffer.ts";
+import { Outgoing } from "./outgoing.ts";
+
+/** A socket that takes a batch when told to. */
+function stage() {
+  const batches: { text: string; pieces: number; written: () => void }[] = [];
+  let roomCount = 0;
+  const out = new Outgoing(
+    (pieces, written) =>
+      batches.push({ text: Buffer.concat(pieces).toString("latin1"), pieces: pieces.length, written }),
+    () => roomCount++,
+  );
+  const put = (text: string) => out.copy(Buffer.from(text));
+  return { out, batches, put, rooms: () => roomCount };
+}
+
+describe("outgoing replies", () => {
+  it("leave together, as one piece, and one batch at a time", () => {
+    const before = heldBufferCount();
+    const { out, batches, put, rooms } = stage();
+    put("one,");
+    put("two,");
+    expect(out.unsentBytes).toBe(8);
+    out.flush();
+    put("three");
+    out.flush();
+    expect(batches.map(({ text, pieces }) => [text, pieces])).toEqual([["one,two,", 1]]);
+    expect([out.unsentBytes, out.idle, rooms()]).toEqual([13, false, 0]);
+    batches[0]!.written();
+    expect(batches[1]!.text).toBe("three");
+    batches[1]!.written();
+    expect([out.idle, out.unsentBytes, rooms(), heldBufferCount()]).toEqual([true, 0, 2, before]);
+  });
+
+  it("keep a pending place free and send it when it is filled, between what came before and after", () => {
+    const before = heldBufferCount();
+    const { out, batches, put } = stage();
+    put("a");
+    out.reserve(4);
+    const at = out.at;
+    const block = out.detach(4);
+    put("b");
+    out.flush();
+    put("c");
+    block.buffer.write("LATE", at);
+    out.append(block, at, 4);
+    put("d");
+    batches[0]!.written();
+    batches[1]!.written();
+    expect(batches.map(({ text }) => text)).toEqual(["ab", "cLATEd"]);
+    expect(heldBufferCount()).toBe(before);
+  });
+
+  it("go on in a new block when one is full, and send the full one early", () => {
+    const { out, batches } = stage();
+    const total = 700;
+    for (let i = 0; i < total; i++) {
+      const block = out.reserve(1000);
+      block.buffer.fill(i % 256, out.at, out.at + 1000);
+      out.commit(1000);
+    }
+    expect(batches.length).toBe(1);
+    out.flush();
+    for (let i = 0; i < batches.length; i++) batches[i]!.written();
+    const sent = Buffer.from(batches.map(({ text }) => text).join(""), "latin1");
+    expect(sent.length).toBe(total * 1000);
+    for (let i = 0; i < total; i++) expect(sent[i * 1000 + 999]).toBe(i % 256);
+  });
+
+  it("take a message larger than a block", () => {
+    const { out, batches } = stage();
+    out.copy(Buffer.alloc(1_000_000, 1));
+    out.flush();
+    expect(batches[0]!.text.length).toBe(1_000_000);
+  });
+
+  it("give everything back when the connection is gone, in whatever state", () => {
+    const before = heldBufferCount();
+    const { out, batches, put } = stage();
+    put("sent");
+    out.flush();
+    put("queued");
+    out.reserve(10);
+    const pending = out.detach(10);
+    out.append(HeldBuffer.take(100), 0, 100);
+    put("building");
+    out.dispose();
+    out.dispose();
+    batches[0]!.written();
+    expect(heldBufferCount()).toBe(before + 1);
+    out.append(pending, 0, 10);
+    out.flush();
+    expect([heldBufferCount(), batches.length]).toEqual([before, 1]);
+  });
+});
