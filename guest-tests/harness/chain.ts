@@ -5,7 +5,7 @@
 // Each layer holds writes of its own at random places (ends on 512 bytes, not on clusters), zeros and discarded
 // clusters. The bytes of a write differ from sector to sector, so that anything put in the wrong place shows.
 
-import { writeFileSync } from "node:fs";
+import { copyFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { Prng } from "../../src/base/prng.ts";
 import { KiB, MiB } from "../../src/base/units.ts";
@@ -33,6 +33,7 @@ export class Chain {
   readonly baseFormat: "raw" | "qcow2";
   /** Letters of the layers, base first. */
   readonly letters: readonly string[];
+  #copies = 0;
 
   private constructor(directory: string, plan: ChainPlan) {
     this.directory = directory;
@@ -52,6 +53,24 @@ export class Chain {
     return chain;
   }
 
+  /** Copies the images into another directory, where they are a chain again. */
+  async cloneTo(directory: string): Promise<Chain> {
+    const clone = new Chain(directory, {
+      base: this.baseFormat,
+      layers: this.letters.length,
+      bytes: this.bytes,
+    });
+    for (const letter of this.letters) copyFileSync(this.file(letter), clone.file(letter));
+    if (!IS_REFERENCE) return clone;
+    for (const [index, letter] of this.letters.entries()) {
+      if (index === 0) continue;
+      const below = this.letters[index - 1]!;
+      const link = ["-b", clone.file(below), "-F", clone.format(below)];
+      await run("qemu-img", "rebase", "-u", "-f", "qcow2", ...link, clone.file(letter));
+    }
+    return clone;
+  }
+
   /** Letter of the active image. */
   get top(): string {
     return this.letters.at(-1)!;
@@ -67,7 +86,7 @@ export class Chain {
 
   /** Writes what a guest sees in this layer now into a raw file; gives its name. No daemon may have the chain. */
   async copyOf(letter: string): Promise<string> {
-    const copy = path.join(this.directory, `copy-of-${letter}.raw`);
+    const copy = path.join(this.directory, `copy-${++this.#copies}-of-${letter}.raw`);
     await run("qemu-img", "convert", "-O", "raw", "-f", this.format(letter), this.file(letter), copy);
     return copy;
   }
