@@ -2,8 +2,9 @@
 //
 //   [base] <- [bottom] <- ... <- [top]     `above base`: the layers from top down to, but without, base
 //
-// A layer that is shorter than its overlay reads as zeros past its end: what lies deeper is hidden there. So the tail
-// beyond a short layer that is above `base` is ZERO, and beyond `base` itself it is nobody's (UNALLOCATED).
+//   1. A layer that is shorter than its overlay reads as zeros past its end: what lies deeper is hidden there. So the
+//      tail beyond a short layer that is above `base` is ZERO, and beyond `base` itself it is nobody's (UNALLOCATED).
+//   2. A layer counts as busy until what lies below it was asked: its backing link does not change in between.
 
 import { assert } from "../base/assert.ts";
 import type { Completion } from "../base/completion.ts";
@@ -18,7 +19,7 @@ export const CHAIN_LENGTH_MAX = 256;
 export function chainOf(top: BlockNode): BlockNode[] {
   const nodes: BlockNode[] = [];
   for (let node: BlockNode | undefined = top; node !== undefined; node = node.backing) {
-    if (nodes.length > CHAIN_LENGTH_MAX) {
+    if (nodes.length >= CHAIN_LENGTH_MAX) {
       throw new BlockError("EINVAL", `the chain of '${top.name}' has more than ${CHAIN_LENGTH_MAX} images`);
     }
     nodes.push(node);
@@ -80,6 +81,21 @@ class ComposedWalk {
 
   /** False when the sink has enough. */
   layer(node: BlockNode, offset: number, bytes: number, depth: number): boolean | Promise<boolean> {
+    let more = true;
+    const done = node.hold((_driver, held) => {
+      const told = this.#told(held, offset, bytes, depth);
+      if (!(told instanceof Promise)) {
+        more = told;
+        return;
+      }
+      return told.then((wanted) => {
+        more = wanted;
+      });
+    });
+    return done === undefined ? more : done.then(() => more);
+  }
+
+  #told(node: BlockNode, offset: number, bytes: number, depth: number): boolean | Promise<boolean> {
     const inside = Math.max(0, Math.min(bytes, node.size - offset));
     const told = inside === 0 ? true : this.#inside(node, offset, inside, depth);
     if (inside === bytes) return told;
@@ -92,9 +108,9 @@ class ComposedWalk {
     const end = offset + bytes;
     while (offset < end) {
       const list = new ExtentList(offset, EXTENTS_AT_A_TIME);
-      const listed = node.extents(offset, end - offset, list);
-      if (listed === undefined) assert(list.end > offset, "a driver tells at least one extent");
-      if (listed !== undefined) return this.#afterListing(listed, node, list, end, depth);
+      const listed = node.driver.extents(offset, end - offset, list);
+      if (listed !== undefined) return this.#afterListing(listed, node, list, offset, end, depth);
+      assert(list.end > offset, "a driver tells at least one extent");
       const more = this.#compose(node, list, 0, depth);
       if (more instanceof Promise) return this.#afterComposing(more, node, list.end, end, depth);
       if (!more) return false;
@@ -107,10 +123,12 @@ class ComposedWalk {
     listed: Promise<void>,
     node: BlockNode,
     list: ExtentList,
+    offset: number,
     end: number,
     depth: number,
   ): Promise<boolean> {
     await listed;
+    assert(list.end > offset, "a driver tells at least one extent");
     return this.#afterComposing(this.#compose(node, list, 0, depth), node, list.end, end, depth);
   }
 
@@ -129,10 +147,10 @@ class ComposedWalk {
   #compose(node: BlockNode, list: ExtentList, from: number, depth: number): boolean | Promise<boolean> {
     for (let i = from; i < list.extents.length; i++) {
       const { offset, bytes, kind, hostOffset, compressed } = list.extents[i]!;
-      const below = kind === ExtentKind.UNALLOCATED ? node.backing : undefined;
+      const decided = kind !== ExtentKind.UNALLOCATED;
+      const below = decided ? undefined : node.backing;
       if (below === undefined || below === this.#base) {
-        if (!this.#out.push(bytes, kind, hostOffset, compressed, below === undefined ? depth : depth + 1))
-          return false;
+        if (!this.#out.push(bytes, kind, hostOffset, compressed, decided ? depth : depth + 1)) return false;
         continue;
       }
       const more = this.layer(below, offset, bytes, depth + 1);

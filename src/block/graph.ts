@@ -9,7 +9,7 @@ import { assert } from "../base/assert.ts";
 import { BlockError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import { silentLogger } from "../base/logger.ts";
-import { chainOf } from "./chain.ts";
+import { CHAIN_LENGTH_MAX, chainOf } from "./chain.ts";
 import type { BlockNode } from "./node.ts";
 import type { Claim } from "./permissions.ts";
 import { ALL_PERMISSIONS, checkClaim, Permission } from "./permissions.ts";
@@ -183,12 +183,7 @@ export class Graph {
         `Driver '${overlay.driverName}' of node '${overlay.name}' does not support backing files`,
       );
     }
-    if (backing !== undefined && chainOf(backing).includes(overlay)) {
-      throw new BlockError(
-        "EINVAL",
-        `Making '${backing.name}' a backing child of '${overlay.name}' would create a cycle`,
-      );
-    }
+    if (backing !== undefined) refuseCycle(overlay, backing);
     const before = this.backingUse(overlay);
     if (backing !== undefined) {
       this.use(backing, {
@@ -215,17 +210,16 @@ export class Graph {
    * monitor. Guest requests wait meanwhile. On an error nothing has changed. Runs inside `exclusively`.
    */
   async append(node: BlockNode, overlay: BlockNode): Promise<void> {
-    node.refuseBlocked();
-    const moving = this.usesOf(node).filter((use) => !use.staysAtNode && use.role !== "file");
-    this.#refuseUnfitOverlay(node, overlay, moving);
-    // Upper nodes first: what is in flight there may still need the node below.
-    const drained = [...moving.flatMap((use) => use.parent ?? []), node];
-    for (const each of drained) await each.quiesce();
+    this.#refuseUnfitOverlay(node, overlay);
+    const drained = new Set<BlockNode>();
     try {
+      await this.#drainFromAbove(node, overlay, drained);
       await node.driver.flush();
-      this.#insertAbove(node, overlay, moving);
+      // Others may have come and gone during these waits.
+      this.#refuseUnfitOverlay(node, overlay);
+      this.#insertAbove(node, overlay, drained);
     } finally {
-      for (const each of drained.reverse()) each.resume();
+      for (const each of [...drained].reverse()) each.resume();
     }
     // A backing image is open for reading only: its tables are written and its locks let others read it.
     await this.setWritable(node, false).catch((error: unknown) => {
@@ -233,7 +227,26 @@ export class Graph {
     });
   }
 
-  #insertAbove(node: BlockNode, overlay: BlockNode, moving: readonly NodeUse[]): void {
+  /** Upper nodes first: what is in flight there may still need the node below. */
+  async #drainFromAbove(node: BlockNode, overlay: BlockNode, drained: Set<BlockNode>): Promise<void> {
+    const drain = async (each: BlockNode) => {
+      drained.add(each);
+      await each.quiesce();
+    };
+    for (;;) {
+      const parent = this.parentsOf(node).find((each) => !drained.has(each));
+      if (parent === undefined) break;
+      await drain(parent);
+    }
+    await drain(node);
+    await drain(overlay);
+  }
+
+  #insertAbove(node: BlockNode, overlay: BlockNode, drained: ReadonlySet<BlockNode>): void {
+    const moving = movingUses(this.usesOf(node));
+    if (moving.some((use) => use.parent !== undefined && !drained.has(use.parent))) {
+      throw new BlockError("EBUSY", `Node '${node.name}' got another overlay at the same time`);
+    }
     for (const use of moving) node.claims.delete(use);
     try {
       this.linkBacking(overlay, node);
@@ -246,6 +259,8 @@ export class Graph {
       overlay.claims.add(use);
       use.parent?.setBacking(overlay);
     }
+    // What the guest sent meanwhile belongs above the snapshot: below, it would be lost to a copy-on-write in flight.
+    overlay.adoptWaiting(node);
   }
 
   /** Drains `overlay`, gives it another backing node (or none) and lets go of the old one. Inside `exclusively`. */
@@ -265,20 +280,43 @@ export class Graph {
     if (node.readOnly !== writable) return;
     const file = node.file;
     const link = file && this.usesOf(file).find((use) => use.parent === node && use.role === "file");
-    if (writable && file !== undefined && link !== undefined) {
-      const needs = link.needs | Permission.WRITE | Permission.RESIZE;
+    if (file === undefined || link === undefined) return node.setWritable(writable);
+    const before = link.needs;
+    if (writable) {
+      // Claimed before the first await, so that nobody else becomes its writer meanwhile.
+      const needs = before | Permission.WRITE | Permission.RESIZE;
       const others = this.usesOf(file).filter((use) => use !== link);
       checkClaim(file.name, { user: link.user, role: link.role, shares: link.shares, needs }, others);
+      link.needs = needs;
     }
-    await node.setWritable(writable);
-    if (link !== undefined) {
-      link.needs = Permission.CONSISTENT_READ | (writable ? Permission.WRITE | Permission.RESIZE : 0);
+    try {
+      await node.setWritable(writable);
+    } catch (error) {
+      link.needs = before;
+      throw error;
     }
+    if (!writable) link.needs = Permission.CONSISTENT_READ;
   }
 
-  #refuseUnfitOverlay(node: BlockNode, overlay: BlockNode, moving: readonly NodeUse[]): void {
-    if (overlay.backing !== undefined)
+  #refuseUnfitOverlay(node: BlockNode, overlay: BlockNode): void {
+    if (overlay === node) throw new BlockError("EINVAL", "The overlay is already in use");
+    for (const each of [node, overlay]) {
+      each.refuseBlocked();
+      if (this.find(each.name) !== each)
+        throw new BlockError("EBUSY", `Node '${each.name}' was closed meanwhile`);
+    }
+    const uses = this.usesOf(node);
+    const holder = uses.find((use) => use.role === "file");
+    if (holder !== undefined) {
+      throw new BlockError(
+        "EINVAL",
+        `Node '${node.name}' holds the bytes of ${holder.user}: give that one an overlay`,
+      );
+    }
+    if (overlay.backing !== undefined) {
       throw new BlockError("EINVAL", "The overlay already has a backing image");
+    }
+    const moving = movingUses(uses);
     if (overlay.readOnly && moving.some((use) => (use.needs & Permission.WRITE) !== 0)) {
       throw new BlockError("EPERM", `The overlay '${overlay.name}' is read-only, but its users write`);
     }
@@ -288,6 +326,27 @@ export class Graph {
         `The overlay '${overlay.name}' (${overlay.size} bytes) is smaller than '${node.name}' (${node.size} bytes)`,
       );
     }
+  }
+}
+
+/** Those that a new overlay takes over. */
+function movingUses(uses: readonly NodeUse[]): NodeUse[] {
+  return uses.filter((use) => !use.staysAtNode);
+}
+
+function refuseCycle(overlay: BlockNode, backing: BlockNode): void {
+  const below = chainOf(backing);
+  if (below.includes(overlay)) {
+    throw new BlockError(
+      "EINVAL",
+      `Making '${backing.name}' a backing child of '${overlay.name}' would create a cycle`,
+    );
+  }
+  if (below.length >= CHAIN_LENGTH_MAX) {
+    throw new BlockError(
+      "EINVAL",
+      `the chain of '${overlay.name}' would have more than ${CHAIN_LENGTH_MAX} images`,
+    );
   }
 }
 

@@ -55,7 +55,8 @@ export class BlockNode implements DriverHost {
   #readOnly: boolean;
   #inFlight = 0;
   #quiesced = 0;
-  #waiting: (() => void)[] = [];
+  /** Requests at the door; each goes on at the node that it is handed, which a snapshot may have changed. */
+  #waiting: ((node: BlockNode) => void)[] = [];
   #idle: (() => void)[] = [];
 
   constructor(identity: NodeIdentity, file: BlockNode | undefined, readOnly: boolean) {
@@ -106,7 +107,7 @@ export class BlockNode implements DriverHost {
 
   /** Fills `buffer[at .. at+bytes)` with what the guest sees at `offset`. */
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
-    if (this.#quiesced > 0) return this.#later(() => this.read(offset, bytes, buffer, at));
+    if (this.#quiesced > 0) return this.#later((node) => node.read(offset, bytes, buffer, at));
     const driver = this.#driver!;
     if (offset + bytes > driver.size && !driver.growable) throw this.#outside(offset, bytes);
     this.counters.reads++;
@@ -125,7 +126,7 @@ export class BlockNode implements DriverHost {
 
   /** Writes `buffer[at .. at+bytes)`; with FUA it is durable when it is done. */
   write(offset: number, bytes: number, buffer: Buffer, at: number, flags = 0): Completion {
-    if (this.#quiesced > 0) return this.#later(() => this.write(offset, bytes, buffer, at, flags));
+    if (this.#quiesced > 0) return this.#later((node) => node.write(offset, bytes, buffer, at, flags));
     const driver = this.#driver!;
     if (this.#readOnly) throw this.#forbidden();
     if (offset + bytes > driver.size && !driver.growable) throw this.#outside(offset, bytes);
@@ -148,9 +149,9 @@ export class BlockNode implements DriverHost {
   writeVector(offset: number, parts: readonly Buffer[]): Completion {
     let bytes = 0;
     for (const part of parts) bytes += part.length;
-    return this.#enter(true, offset, bytes, (driver) => {
-      this.counters.writes++;
-      this.counters.writeBytes += bytes;
+    return this.#enter(true, offset, bytes, (driver, { counters }) => {
+      counters.writes++;
+      counters.writeBytes += bytes;
       if (driver.writeVector !== undefined) return driver.writeVector(offset, parts);
       const joined = Buffer.concat(parts, bytes);
       return driver.write(offset, bytes, joined, 0);
@@ -159,26 +160,26 @@ export class BlockNode implements DriverHost {
 
   /** Makes the range read as zeros. Flags: FUA, MAY_UNMAP, NO_FALLBACK (then ENOTSUP where it would be slow). */
   writeZeroes(offset: number, bytes: number, flags = 0): Completion {
-    return this.#enter(true, offset, bytes, (driver) => {
-      this.counters.zeroes++;
+    return this.#enter(true, offset, bytes, (driver, node) => {
+      node.counters.zeroes++;
       const done = driver.writeZeroes(offset, bytes, flags & ~WriteFlags.FUA);
-      return (flags & WriteFlags.FUA) === 0 ? done : this.#thenFlush(done);
+      return (flags & WriteFlags.FUA) === 0 ? done : node.#thenFlush(done);
     });
   }
 
   /** The guest no longer needs the range. What it reads there afterwards is up to the driver; never another's data. */
   discard(offset: number, bytes: number, flags = 0): Completion {
-    return this.#enter(true, offset, bytes, (driver) => {
-      this.counters.discards++;
+    return this.#enter(true, offset, bytes, (driver, node) => {
+      node.counters.discards++;
       const done = driver.discard(offset, bytes);
-      return (flags & WriteFlags.FUA) === 0 ? done : this.#thenFlush(done);
+      return (flags & WriteFlags.FUA) === 0 ? done : node.#thenFlush(done);
     });
   }
 
   /** Every write that settled before this call is durable when it is done. */
   flush(): Completion {
-    return this.#enter(false, 0, 0, (driver) => {
-      this.counters.flushes++;
+    return this.#enter(false, 0, 0, (driver, { counters }) => {
+      counters.flushes++;
       return driver.flush();
     });
   }
@@ -186,6 +187,11 @@ export class BlockNode implements DriverHost {
   /** What this layer alone holds of the range; see Driver.extents. Composed over a chain: chain.ts. */
   extents(offset: number, bytes: number, out: ExtentSink): Completion {
     return this.#enter(false, offset, bytes, (driver) => driver.extents(offset, bytes, out));
+  }
+
+  /** Runs what looks at this node and behind it: `backing` does not change before that has settled. */
+  hold(run: (driver: Driver, node: BlockNode) => Completion): Completion {
+    return this.#enter(false, 0, 0, run);
   }
 
   /** See Driver.copyUp. Settles to the bytes copied as data. */
@@ -219,7 +225,13 @@ export class BlockNode implements DriverHost {
     if (this.#quiesced > 0) return;
     const waiting = this.#waiting;
     this.#waiting = [];
-    for (const wake of waiting) wake();
+    for (const go of waiting) go(this);
+  }
+
+  /** For graph.ts alone: what waits at the door of `below` goes on here. Both are drained. */
+  adoptWaiting(below: BlockNode): void {
+    assert(this.#quiesced > 0, "requests are handed over while both nodes are drained");
+    this.#waiting.push(...below.#waiting.splice(0));
   }
 
   /** For graph.ts alone: changes the backing link while nothing is in flight. */
@@ -231,19 +243,25 @@ export class BlockNode implements DriverHost {
   /** From reading only to writing or back; the file below goes along. Errors leave the node as it was. */
   async setWritable(writable: boolean): Promise<void> {
     if (writable !== this.#readOnly) return;
-    if (writable) {
-      await this.file?.setWritable(true);
-      await this.driver.setWritable(true);
-      this.#readOnly = false;
-      return;
-    }
     await this.quiesce();
     try {
-      await this.driver.setWritable(false);
-      this.#readOnly = true;
-      await this.file?.setWritable(false);
+      await this.#reopen(writable);
+      this.#readOnly = !writable;
     } finally {
       this.resume();
+    }
+  }
+
+  /** The file is writable whenever the driver is: it goes first on the way there, and last on the way back. */
+  async #reopen(writable: boolean): Promise<void> {
+    const file = this.file?.readOnly === writable ? this.file : undefined;
+    const [first, second] = writable ? [file, this.driver] : [this.driver, file];
+    await first?.setWritable(writable);
+    try {
+      await second?.setWritable(writable);
+    } catch (error) {
+      await first?.setWritable(!writable).catch(() => {});
+      throw error;
     }
   }
 
@@ -264,15 +282,20 @@ export class BlockNode implements DriverHost {
 
   // --- inside -------------------------------------------------------------------------------------------------
 
-  #enter(writes: boolean, offset: number, bytes: number, run: (driver: Driver) => Completion): Completion {
-    if (this.#quiesced > 0) return this.#later(() => this.#enter(writes, offset, bytes, run));
+  #enter(
+    writes: boolean,
+    offset: number,
+    bytes: number,
+    run: (driver: Driver, node: BlockNode) => Completion,
+  ): Completion {
+    if (this.#quiesced > 0) return this.#later((node) => node.#enter(writes, offset, bytes, run));
     const driver = this.driver;
     if (writes && this.#readOnly) throw this.#forbidden();
     if (offset + bytes > driver.size && !driver.growable) throw this.#outside(offset, bytes);
     this.#inFlight++;
     let done: Completion;
     try {
-      done = run(driver);
+      done = run(driver, this);
     } catch (error) {
       this.#left();
       throw error;
@@ -281,9 +304,17 @@ export class BlockNode implements DriverHost {
     else return this.#tracked(done);
   }
 
-  async #later(run: () => Completion): Promise<void> {
-    await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    await run();
+  /** Waits at the door. It goes on inside `resume` itself, so that nothing that comes later overtakes it. */
+  #later(run: (node: BlockNode) => Completion): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#waiting.push((node) => {
+        try {
+          resolve(run(node));
+        } catch (error) {
+          reject(error);
+        }
+      });
+    });
   }
 
   async #tracked(done: Promise<void>): Promise<void> {

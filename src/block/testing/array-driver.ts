@@ -304,7 +304,6 @@ export class FlatDriver extends ArrayDriver {
 
   constructor(host: DriverHost, options: ArrayOptions) {
     super(host, options);
-    this.copyUp = undefined;
-    this.changeBackingLink = undefined;
+    Object.assign(this, { copyUp: undefined, changeBackingLink: undefined });
   }
 }

@@ -78,9 +78,9 @@ export class Gate {
 
 /** All of them, in order. */
 export function inOrder(...parts: readonly Before[]): Before {
-  return (call) => {
-    let done: Completion;
-    for (const part of parts) done = done === undefined ? part(call) : done.then(() => part(call));
-    return done;
-  };
+  return (call) =>
+    parts.reduce<Completion>(
+      (done, part) => (done === undefined ? part(call) : done.then(() => part(call))),
+      undefined,
+    );
 }
