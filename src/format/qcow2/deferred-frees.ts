@@ -1,0 +1,170 @@
+// Freeing host clusters, in an order that a crash at any point survives.
+//
+//   defer      the entry that pointed to the cluster is gone in memory                    (writer, zeroer)
+//   take       a write-back takes the list along with the tables that it writes           (flusher)
+//   release    the entry is durably gone; now, in the background:
+//                1. wait for the reads that began earlier                                  (rule R8)
+//                2. give the space back to the host, where the guest gave it back
+//                3. only then lower the refcount, in memory; the allocator may use it      (rule R3)
+//
+// A crash in between leaves a leaked cluster. The lowered refcounts reach the file with the next flush or at close.
+
+import { errorMessage } from "../../base/errors.ts";
+import type { Logger } from "../../base/logger.ts";
+import type { BlockNode } from "../../block/node.ts";
+import type { ReadEpochs } from "./read-epochs.ts";
+import type { Refcounts } from "./refcounts.ts";
+
+/** Host clusters [first, first + count) that lose one reference each. */
+export interface FreedRun {
+  readonly first: number;
+  count: number;
+  /** Whether the host gets the space back. */
+  readonly punch: boolean;
+}
+
+/** Bytes that may wait for a flush; beyond, a write-back is asked for, so that the file does not grow without bound. */
+const DEFERRED_BYTES_MAX = 64 * 1024 * 1024;
+const DEFERRED_RUNS_MAX = 16384;
+
+export interface DeferredFreesOptions {
+  readonly file: BlockNode;
+  readonly refcounts: Refcounts;
+  readonly epochs: ReadEpochs;
+  readonly logger: Logger;
+  /** Clusters whose refcount is 0 now. */
+  readonly onFree: (first: number, count: number) => void;
+  readonly onPressure: () => Promise<void>;
+}
+
+export class DeferredFrees {
+  readonly counters = { freedClusters: 0, punchedClusters: 0, leakedClusters: 0 };
+  readonly #options: DeferredFreesOptions;
+  #deferred: FreedRun[] = [];
+  #deferredClusters = 0;
+  #released: FreedRun[] = [];
+  #running: Promise<void> | undefined;
+
+  constructor(options: DeferredFreesOptions) {
+    this.#options = options;
+  }
+
+  get isEmpty(): boolean {
+    return this.#deferred.length === 0;
+  }
+
+  /** To be freed once the tables as they are in memory now are durable. */
+  defer(first: number, count: number, punch: boolean): void {
+    const last = this.#deferred[this.#deferred.length - 1];
+    if (last !== undefined && last.punch === punch && last.first + last.count === first) last.count += count;
+    else this.#deferred.push({ first, count, punch });
+    const before = this.#deferredClusters;
+    this.#deferredClusters += count;
+    const bytes = this.#options.refcounts.clusterSize;
+    const crossed =
+      before * bytes < DEFERRED_BYTES_MAX && this.#deferredClusters * bytes >= DEFERRED_BYTES_MAX;
+    if (crossed || this.#deferred.length === DEFERRED_RUNS_MAX)
+      this.#options.onPressure().catch(() => undefined);
+  }
+
+  take(): FreedRun[] {
+    const taken = this.#deferred;
+    this.#deferred = [];
+    this.#deferredClusters = 0;
+    return taken;
+  }
+
+  putBack(runs: readonly FreedRun[]): void {
+    this.#deferred = [...runs, ...this.#deferred];
+    for (const run of runs) this.#deferredClusters += run.count;
+  }
+
+  /** Frees clusters that nothing durable points to, in the background. */
+  release(runs: readonly FreedRun[]): void {
+    if (runs.length === 0) return;
+    for (const run of runs) this.#released.push(run);
+    this.#running ??= this.#run().finally(() => {
+      this.#running = undefined;
+    });
+  }
+
+  /** Done when nothing is being freed any more. */
+  async settled(): Promise<void> {
+    while (this.#running !== undefined) await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    while (this.#released.length > 0) {
+      const batch = this.#released;
+      this.#released = [];
+      await this.#options.epochs.drained();
+      for (const run of batch) await this.#free(run);
+    }
+  }
+
+  async #free({ first, count, punch }: FreedRun): Promise<void> {
+    const { refcounts, logger } = this.#options;
+    const end = first + count;
+    for (let cluster = first; cluster < end; ) {
+      const sliceEnd = (refcounts.sliceIndex(cluster) + 1) * refcounts.sliceEntries;
+      const to = Math.min(end, sliceEnd);
+      try {
+        await this.#freeInSlice(cluster, to, punch);
+      } catch (error) {
+        this.counters.leakedClusters += to - cluster;
+        logger.warn(`qcow2: clusters ${cluster} to ${to - 1} are leaked: ${errorMessage(error)}`);
+      }
+      cluster = to;
+    }
+  }
+
+  /** Lowers the refcounts of [from, to), which are in one slice. */
+  async #freeInSlice(from: number, to: number, punch: boolean): Promise<void> {
+    const { refcounts, logger } = this.#options;
+    for (let cluster = from; cluster < to; ) {
+      const slice = refcounts.cache.find(refcounts.sliceIndex(cluster));
+      if (slice === undefined) {
+        await refcounts.cache.load(refcounts.sliceIndex(cluster));
+        continue;
+      }
+      const entry = cluster % refcounts.sliceEntries;
+      const refcount = refcounts.get(slice, entry);
+      if (refcount === 0) {
+        logger.error(`qcow2: cluster ${cluster} is freed but its refcount is 0; check the image`);
+        cluster++;
+      } else if (refcount > 1) {
+        // Nobody else may hold more than 2**53 references; such a count is nonsense and stays as it is.
+        if (Number.isSafeInteger(refcount)) refcounts.set(slice, entry, refcount - 1);
+        cluster++;
+      } else {
+        let count = 1;
+        while (cluster + count < to && refcounts.get(slice, entry + count) === 1) count++;
+        await this.#freeLast(cluster, count, punch);
+        cluster += count;
+      }
+    }
+  }
+
+  /** Gives up the last reference of clusters in one slice. Until the punch has settled their refcount protects them. */
+  async #freeLast(first: number, count: number, punch: boolean): Promise<void> {
+    const { refcounts, file, logger, onFree } = this.#options;
+    if (punch) {
+      try {
+        await file.discard(first * refcounts.clusterSize, count * refcounts.clusterSize);
+        this.counters.punchedClusters += count;
+      } catch (error) {
+        logger.warn(`qcow2: the host keeps the space of ${count} freed clusters: ${errorMessage(error)}`);
+      }
+    }
+    const index = refcounts.sliceIndex(first);
+    let slice = refcounts.cache.find(index);
+    while (slice === undefined) {
+      await refcounts.cache.load(index);
+      slice = refcounts.cache.find(index);
+    }
+    const entry = first % refcounts.sliceEntries;
+    for (let i = 0; i < count; i++) refcounts.set(slice, entry + i, 0);
+    this.counters.freedClusters += count;
+    onFree(first, count);
+  }
+}

@@ -1,0 +1,127 @@
+// Reads what the guest sees: data of this image, what a compressed cluster holds, zeros, or the backing.
+//
+//   1. No locks. What one turn of the loop looks up and starts is consistent; after a wait it is looked up again.
+//   2. A read that cannot finish at once is counted (read-epochs.ts): no cluster is reused or punched under it.
+//   3. Past the end of the backing image, zeros: never data of a deeper layer.
+//   4. All parts have settled before an error is handed up: the caller's buffer is free then.
+
+import { buffers } from "../../base/buffer-pool.ts";
+import { type Completion, settleAll } from "../../base/completion.ts";
+import { decompressCluster } from "./compressed.ts";
+import type { Image } from "./image.ts";
+import { compressedBytes, compressedOffset } from "./l2-entry.ts";
+import { type Mapping, RunKind } from "./mapping.ts";
+
+export class Reader {
+  readonly #image: Image;
+  readonly #mapping: Mapping;
+
+  constructor(image: Image) {
+    this.#image = image;
+    this.#mapping = image.newMapping();
+  }
+
+  read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
+    const mapping = this.#mapping;
+    const kind = mapping.lookup(offset, bytes);
+    if (kind === RunKind.NEED_SLICE || mapping.bytes < bytes) {
+      return this.#readRuns(offset, bytes, buffer, at);
+    }
+    const done = this.#readRun(kind, offset, bytes, buffer, at);
+    return done === undefined ? undefined : this.#counted(done);
+  }
+
+  /** Fills with what the backing image holds, zeros past its end. */
+  readBacking(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
+    const { backing } = this.#image.host;
+    const inside = backing === undefined ? 0 : Math.max(0, Math.min(bytes, backing.size - offset));
+    if (inside < bytes) buffer.fill(0, at + inside, at + bytes);
+    if (inside > 0) return backing!.read(offset, inside, buffer, at);
+  }
+
+  async #counted(done: Promise<void>): Promise<void> {
+    const epoch = this.#image.epochs.begin();
+    try {
+      await done;
+    } finally {
+      this.#image.epochs.end(epoch);
+    }
+  }
+
+  /** Several runs: all that are at hand are started, then waited for together. */
+  #readRuns(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
+    const mapping = this.#mapping;
+    const waiting: Promise<void>[] = [];
+    let done = 0;
+    try {
+      while (done < bytes) {
+        const kind = mapping.lookup(offset + done, bytes - done);
+        if (kind === RunKind.NEED_SLICE) {
+          const loading = this.#image.l2.load(mapping.missing);
+          if (loading === undefined) continue;
+          const rest = this.#readAfter(loading, offset + done, bytes - done, buffer, at + done);
+          waiting.push(rest);
+          break;
+        }
+        const run = mapping.bytes;
+        const reading = this.#readRun(kind, offset + done, run, buffer, at + done);
+        if (reading !== undefined) waiting.push(reading);
+        done += run;
+      }
+    } catch (error) {
+      if (waiting.length === 0) throw error;
+      waiting.push(Promise.reject(error));
+    }
+    if (waiting.length > 0) return this.#counted(settleAll(waiting));
+  }
+
+  async #readAfter(loading: Promise<void>, offset: number, bytes: number, buffer: Buffer, at: number) {
+    await loading;
+    await this.read(offset, bytes, buffer, at);
+  }
+
+  /** Reads the run that the mapping has just told of. */
+  #readRun(kind: RunKind, offset: number, bytes: number, buffer: Buffer, at: number): Completion {
+    switch (kind) {
+      case RunKind.DATA:
+        return this.#image.file.read(this.#mapping.hostOffset, bytes, buffer, at);
+      case RunKind.UNALLOCATED:
+        return this.readBacking(offset, bytes, buffer, at);
+      case RunKind.ZERO:
+        buffer.fill(0, at, at + bytes);
+        return;
+      case RunKind.COMPRESSED:
+        return this.#readCompressed(offset, bytes, buffer, at);
+      default:
+        throw this.invalid(offset, this.#mapping);
+    }
+  }
+
+  /** The error for an entry that cannot be. */
+  invalid(offset: number, { high, low }: Mapping): Error {
+    const entry = `${(high >>> 0).toString(16).padStart(8, "0")}${(low >>> 0).toString(16).padStart(8, "0")}`;
+    return this.#image.damaged(
+      `invalid L2 entry 0x${entry} for the cluster at guest offset 0x${offset.toString(16)}`,
+    );
+  }
+
+  async #readCompressed(offset: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
+    const { clusterSize, geometry, file, header } = this.#image;
+    const { high, low } = this.#mapping;
+    const from = compressedOffset(high, low, geometry.clusterBits);
+    const inputBytes = compressedBytes(high, low, geometry.clusterBits);
+    if (!Number.isSafeInteger(from + inputBytes)) throw this.invalid(offset, this.#mapping);
+    const within = offset % clusterSize;
+    const whole = bytes === clusterSize;
+    const input = buffers.take(inputBytes);
+    const output = whole ? buffer.subarray(at, at + bytes) : buffers.take(clusterSize);
+    try {
+      await file.read(from, inputBytes, input, 0);
+      await decompressCluster(header.compressionType, input.subarray(0, inputBytes), output);
+      if (!whole) output.copy(buffer, at, within, within + bytes);
+    } finally {
+      buffers.give(input);
+      if (!whole) buffers.give(output);
+    }
+  }
+}
