@@ -234,9 +234,11 @@ function nest(flat: Record<string, unknown>): Record<string, unknown> {
   const nested: Record<string, unknown> = {};
   for (const [key, value] of Object.entries(flat)) {
     const parts = key.split(".");
+    // No option is called so; as a key it would be the object's own prototype.
+    if (parts.includes("__proto__")) continue;
     let at = nested;
     for (const part of parts.slice(0, -1)) {
-      if (typeof at[part] !== "object" || at[part] === null || part === "__proto__") at[part] = {};
+      if (typeof at[part] !== "object" || at[part] === null) at[part] = {};
       at = at[part] as Record<string, unknown>;
     }
     const last = parts[parts.length - 1]!;

@@ -238,7 +238,7 @@ export abstract class Job {
     }
     if (this.#cancelled || this.#error !== undefined) return this.#fail();
     await this.#clean();
-    this.#listener.event("BLOCK_JOB_COMPLETED", this.#summary());
+    this.#tellCompleted();
     this.#conclude();
   }
 
@@ -247,8 +247,13 @@ export abstract class Job {
     if (this.#status !== "aborting") this.#move("aborting");
     await this.#clean();
     if (this.#error === undefined) this.#listener.event("BLOCK_JOB_CANCELLED", this.#summary());
-    else this.#listener.event("BLOCK_JOB_COMPLETED", { ...this.#summary(), error: this.error });
+    else this.#tellCompleted();
     this.#conclude();
+  }
+
+  #tellCompleted(): void {
+    const error = this.#error === undefined ? {} : { error: this.error };
+    this.#listener.event("BLOCK_JOB_COMPLETED", { ...this.#summary(), ...error });
   }
 
   async #clean(): Promise<void> {

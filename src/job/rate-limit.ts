@@ -7,6 +7,8 @@
 import type { Clock } from "../base/clock.ts";
 
 const SLICE_MS = 100;
+/** What a timer of the host can hold; one that is set to more fires at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
 
 export class RateLimit {
   readonly #clock: Clock;
@@ -25,8 +27,12 @@ export class RateLimit {
   }
 
   setSpeed(bytesPerSecond: number): void {
+    const nowMs = this.#clock.nowMs();
+    const aheadMs = Math.max(0, this.#paidUntilMs - nowMs);
+    // What was drawn ahead stays due, at the new rate: setting a speed again and again wins nothing.
+    const ratio = bytesPerSecond === 0 ? 0 : this.#bytesPerSecond / bytesPerSecond;
+    this.#paidUntilMs = nowMs + aheadMs * ratio;
     this.#bytesPerSecond = bytesPerSecond;
-    this.#paidUntilMs = this.#clock.nowMs();
     this.wake();
   }
 
@@ -51,10 +57,10 @@ export class RateLimit {
     wake?.();
   }
 
-  /** Done when `delayMs` has passed, or at a `wake`; the caller asks `delayMs` again. */
+  /** Done when `delayMs` has passed, or earlier, at a `wake`; the caller asks `delayMs` again. */
   wait(delayMs: number): Promise<void> {
     return new Promise((resolve) => {
-      const cancel = this.#clock.after(delayMs, resolve);
+      const cancel = this.#clock.after(Math.min(delayMs, TIMER_MS_MAX), resolve);
       this.#wake = () => {
         cancel();
         resolve();

@@ -54,7 +54,7 @@ const ALLOWED: Readonly<Record<JobVerb, readonly JobStatus[]>> = {
   pause: UNDER_WAY,
   resume: UNDER_WAY,
   "set-speed": UNDER_WAY,
-  complete: ["ready"],
+  complete: ["ready", "standby"],
   finalize: ["pending"],
   dismiss: ["concluded"],
   change: UNDER_WAY,
