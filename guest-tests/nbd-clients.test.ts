@@ -158,8 +158,9 @@ describe.each(paces)("backend finishes %s", (_, pace) => {
 
   it("qemu-img bench runs deep queues of reads and writes", async () => {
     await freshDisk();
+    // 900 steps of 70001 bytes stay inside the disk; qemu-img bench itself fails at the end of a disk.
     for (const args of [[], ["-w", "--flush-interval=100"], ["-w", "-o", "512", "-s", "70001"]]) {
-      await run("qemu-img", "bench", "-c", "2000", "-d", "64", "-f", "raw", ...args, uri);
+      await run("qemu-img", "bench", "-c", "900", "-d", "64", "-f", "raw", ...args, uri);
     }
     expect(backend.count("flush")).toBeGreaterThan(10);
   });

@@ -16,6 +16,12 @@ import { HeldBuffer } from "./held-buffer.ts";
 /** A unix socket hands over about 200 KiB at a time. */
 const RECEIVE_BYTES = 256 * KiB;
 
+/**
+ * Behind a large payload there is likely to be another one. Its header is read with little of it, so that the rest
+ * lands in its own buffer without a copy; a read that fills this window goes on at once.
+ */
+const NARROW_BYTES = 4 * KiB;
+
 export interface ReceiveSink {
   /** Where the next bytes should land, or undefined for a receive block. */
   target(): Buffer | undefined;
@@ -30,6 +36,7 @@ class DirectReceiver {
   readonly #sink: ReceiveSink;
   #block: HeldBuffer | undefined;
   #target: Buffer | undefined;
+  #narrow = false;
 
   constructor(sink: ReceiveSink) {
     this.#sink = sink;
@@ -40,13 +47,15 @@ class DirectReceiver {
       this.#target = this.#sink.target();
       if (this.#target !== undefined) return this.#target;
       this.#block ??= HeldBuffer.take(RECEIVE_BYTES);
-      return this.#block.buffer;
+      return this.#narrow ? this.#block.buffer.subarray(0, NARROW_BYTES) : this.#block.buffer;
     },
     callback: (bytes: number): boolean => {
       if (this.#target !== undefined) {
         this.#sink.filled(bytes);
+        this.#narrow = true;
         return true;
       }
+      this.#narrow = false;
       const block = this.#block!;
       this.#sink.received(block, bytes);
       if (block.shared) {

@@ -11,7 +11,7 @@
 
 import { readU64OrInfinity } from "../src/base/bytes.ts";
 import { NbdErrno } from "../src/base/errors.ts";
-import { MiB } from "../src/base/units.ts";
+import { KiB, MiB } from "../src/base/units.ts";
 import type { NbdBackend } from "./backend.ts";
 import { Commands } from "./commands.ts";
 import { HeldBuffer } from "./held-buffer.ts";
@@ -34,6 +34,9 @@ export const REQUESTS_IN_FLIGHT_MAX = 8192;
 export const IN_FLIGHT_BYTES_MAX = 32 * MiB;
 /** Reply bytes that the peer has not taken; the peak is this plus what was in flight when it was reached. */
 export const UNSENT_BYTES_MAX = 8 * MiB;
+
+/** From this size on the rest of a payload is read to its place; below, a read that brings more requests saves more. */
+const DIRECT_BYTES_MIN = 32 * KiB;
 
 /** What the handshake settled. */
 export interface Agreement {
@@ -123,9 +126,10 @@ export class Session implements Terms {
     );
   }
 
-  /** Where the rest of a large payload should land. */
+  /** Where the rest of a payload should land, while that is much. */
   get target(): Buffer | undefined {
     if (this.#payload === undefined || this.#stopped) return undefined;
+    if (this.#header.bytes - this.#payloadAt < DIRECT_BYTES_MIN) return undefined;
     return this.#payload.buffer.subarray(this.#payloadAt, this.#header.bytes);
   }
 
