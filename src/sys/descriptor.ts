@@ -1,7 +1,7 @@
 // One open file descriptor and the operations of the thread pool that still use it.
 //
-//   1. A descriptor is closed only when nothing is in flight on it: a number that the kernel gave to another file
-//      meanwhile would take our data.
+//   1. A descriptor is closed only when nothing is in flight on it: a number that the kernel gave to another
+//      file meanwhile would take our data.
 //   2. After `close` each operation answers -EBADF without asking the kernel, for the same reason.
 //   3. Results are as in system-calls.ts: a number, below zero -errno; short ones are handed up, EINTR too.
 
@@ -59,7 +59,7 @@ export class Descriptor {
     });
   }
 
-  /** Keeps the descriptor open until `leave`: for work of several steps, which must all go to the same file. */
+  /** Keeps the descriptor open until `leave`: for work of several steps, which must all go to one file. */
   enter(): void {
     this.#inFlight++;
   }

@@ -9,7 +9,8 @@
 //   1. An operation that settles has done all of its work, or has failed with the host's errno.
 //   2. `size` is right whenever nothing is in flight, also after a write that failed half way.
 //   3. Nothing is written through a descriptor after it was closed (descriptor.ts).
-//   4. What changes the file tells `#sync` when it settles, not when it begins: a sync must cover it from then on.
+//   4. What changes the file tells `#sync` when it settles, not when it begins: a sync must cover it from
+//      then on.
 
 import { fstatSync, ftruncateSync } from "node:fs";
 import type { Clock } from "../base/clock.ts";
@@ -27,9 +28,10 @@ import { reopen } from "./reopen.ts";
 import { SeekFrom, type SystemCalls } from "./system-calls.ts";
 import { Zeroing, zeroData } from "./zeroing.ts";
 
-// What is larger takes the pool. Measured at depth 4, inline against pool, in us of CPU: on ext4 reads of 4 KiB
-// 1.0 : 23, 64 KiB 4.4 : 23, 1 MiB 95 : 145; writes 3.8 : 20, 6 : 27, 124 : 164; on tmpfs 1 MiB 144 : 191 and
-// 176 : 215. At 4 MiB the pool wins in time, and the loop would stand still for half a millisecond and more.
+// What is larger takes the pool. Measured at depth 4, inline against pool, in us of CPU: on ext4 reads of
+// 4 KiB 1.0 : 23, 64 KiB 4.4 : 23, 1 MiB 95 : 145; writes 3.8 : 20, 6 : 27, 124 : 164; on tmpfs 1 MiB
+// 144 : 191 and 176 : 215. At 4 MiB the pool wins in time, and the loop would stand still for half a
+// millisecond and more.
 const INLINE_READ_MAX = 1 * MiB;
 const INLINE_WRITE_MAX = 1 * MiB;
 /** On a memory file system nothing sleeps, and the pool copies no faster. */
@@ -108,7 +110,7 @@ export class DiskFile implements HostFile {
     return this.#size;
   }
 
-  // --- reading ------------------------------------------------------------------------------------------------
+  // --- reading ---------------------------------------------------------------------------------------------
 
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
     let done = 0;
@@ -160,7 +162,7 @@ export class DiskFile implements HostFile {
     }
   }
 
-  // --- writing ------------------------------------------------------------------------------------------------
+  // --- writing ---------------------------------------------------------------------------------------------
 
   write(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
     const beganMs = bytes <= this.#inlineWriteMax ? this.#inlineWrites.begin() : -1;
@@ -204,7 +206,7 @@ export class DiskFile implements HostFile {
     );
   }
 
-  /** Repeats a step in the pool until all is written; all steps on one descriptor, which stays open meanwhile. */
+  /** Repeats a step in the pool until all is written, on one descriptor, which stays open meanwhile. */
   async #untilWritten(
     offset: number,
     bytes: number,
@@ -225,7 +227,7 @@ export class DiskFile implements HostFile {
     }
   }
 
-  // --- zeros and holes ----------------------------------------------------------------------------------------
+  // --- zeros and holes -------------------------------------------------------------------------------------
 
   writeZeroes(offset: number, bytes: number, options: { unmap: boolean; cheapOnly: boolean }): Completion {
     const descriptor = this.#descriptor;
@@ -273,7 +275,7 @@ export class DiskFile implements HostFile {
     this.#size = size;
   }
 
-  // --- state --------------------------------------------------------------------------------------------------
+  // --- state -----------------------------------------------------------------------------------------------
 
   sync(): Completion {
     // A memory file system has nothing below it.
@@ -291,8 +293,9 @@ export class DiskFile implements HostFile {
   }
 
   /**
-   * Finding the end of a long stretch of data costs tmpfs 5 us per MiB, so the last one is kept. It is forgotten when
-   * this object makes holes; when another process does, "data" is still true, only less than could be said.
+   * Finding the end of a long stretch of data costs tmpfs 5 us per MiB, so the last one is kept. It is
+   * forgotten when this object makes holes; when another process does, "data" is still true, only less than
+   * could be said.
    */
   extentAt(offset: number): HostExtent {
     if (offset >= this.#dataFrom && offset < this.#dataTo)
@@ -355,7 +358,7 @@ export class DiskFile implements HostFile {
     return this.#descriptor.close(this.path);
   }
 
-  // --- inside -------------------------------------------------------------------------------------------------
+  // --- inside ----------------------------------------------------------------------------------------------
 
   #written(end: number): void {
     if (end > this.#size) this.#size = end;

@@ -1,7 +1,8 @@
 // A HostFile over another one, for tests: fails chosen calls, delays completions, counts, and records writes.
 //
 //   1. A failed call has not reached the file below.
-//   2. A delayed call reaches it late or is answered late, either way; so callers see both completions and overlap.
+//   2. A delayed call reaches it late or is answered late, either way; so callers see both completions and
+//      overlap.
 //   3. Everything follows from the seed of the generator that the delays were made with.
 
 import type { Completion } from "../base/completion.ts";
@@ -192,7 +193,7 @@ function overlap(range: { readonly offset: number; readonly bytes: number }, off
   return offset < range.offset + range.bytes && range.offset < offset + bytes;
 }
 
-/** Delays a share of the calls by a random number of turns of the event loop; the others finish synchronously. */
+/** Delays a share of the calls by a random number of turns of the event loop; the others finish at once. */
 export class RandomDelays implements Delays {
   readonly #prng: Prng;
   readonly #share: number;

@@ -1,9 +1,9 @@
 // Group commit: whoever asks while one sync runs shares the next one.
 //
-//   1. A sync covers the writes that settled before it was asked for. One that runs already may have missed them, so
-//      it counts only when nothing was written since it began.
-//   2. After a failed sync all later ones fail with the same error. The kernel drops the dirty pages that it could not
-//      write and says so once; a second fdatasync would say "done" for data that is lost.
+//   1. A sync covers the writes that settled before it was asked for. One that runs already may have missed
+//      them, so it counts only when nothing was written since it began.
+//   2. After a failed sync all later ones fail with the same error. The kernel drops the dirty pages that it
+//      could not write and says so once; a second fdatasync would say "done" for data that is lost.
 //   3. When nothing was written since the last sync there is nothing to do.
 
 import type { Completion } from "../base/completion.ts";

@@ -65,7 +65,7 @@ export function errnoText(errno: number): string {
   return WORDS[name] ?? name;
 }
 
-/** The error for `errno` (positive). `what` says what was tried, where: "Could not write 512 bytes at ... of '/x'". */
+/** The error for `errno` (positive). `what` says what was tried and where: "Could not open '/x'". */
 export function hostError(errno: number, what: string, cause?: unknown): BlockError {
   const name = errnoName(errno);
   const code = Object.hasOwn(ERROR_CODES, name) ? (name as ErrorCode) : (STAND_INS[name] ?? "EIO");
@@ -83,7 +83,7 @@ export function fsError(error: unknown, what: string): BlockError {
   return error instanceof BlockError ? error : hostError(errnoOf(error), what, error);
 }
 
-/** Whether `errno` says that the host or its file system lacks the operation, not that this call went wrong. */
+/** Whether `errno` says that the host lacks the operation, not that this call went wrong. */
 export function isUnsupported(errno: number): boolean {
   return (
     errno === Errno.EOPNOTSUPP ||

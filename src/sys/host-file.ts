@@ -13,11 +13,11 @@ export interface LockRequest {
 }
 
 /**
- * A file of the host as the block layer sees it. The real one is `openHostFile`; the simulator of crash tests is
- * another. Buffers are borrowed until the completion settles.
+ * A file of the host as the block layer sees it. The real one is `openHostFile`; the simulator of crash tests
+ * is another. Buffers are borrowed until the completion settles.
  *
- * Every call does all of its work or fails with a BlockError that carries the host's errno and the path: short reads,
- * short writes and EINTR are dealt with inside.
+ * Every call does all of its work or fails with a BlockError that carries the host's errno and the path:
+ * short reads, short writes and EINTR are dealt with inside.
  */
 export interface HostFile {
   readonly path: string;
@@ -33,12 +33,13 @@ export interface HostFile {
   writeVector(offset: number, parts: readonly Buffer[]): Completion;
   /**
    * Makes the range read as zeros, within the present length or past it (the file grows).
-   * `unmap`: a hole is wanted; otherwise the space stays allocated. `cheapOnly`: ENOTSUP instead of writing zeros.
+   * `unmap`: a hole is wanted; otherwise the space stays allocated. `cheapOnly`: ENOTSUP instead of writing
+   * zeros.
    */
   writeZeroes(offset: number, bytes: number, options: { unmap: boolean; cheapOnly: boolean }): Completion;
   /**
-   * Gives the space of the range back to the host. The range reads as zeros afterwards where the host can punch holes;
-   * where it cannot, nothing happens and this is no error.
+   * Gives the space of the range back to the host. The range reads as zeros afterwards where the host can
+   * punch holes; where it cannot, nothing happens and this is no error.
    */
   discard(offset: number, bytes: number): Completion;
   /** Everything that was written before this call is on stable storage when it is done (fdatasync). */
@@ -52,8 +53,9 @@ export interface HostFile {
   /** Takes, changes or gives back (both false, sharing all) the locks. @throws BlockError IMAGE_LOCKED */
   lock(request: LockRequest): void;
   /**
-   * Opens the same file again for writing too, or for reading only, and moves on to that; what was in flight ends on
-   * the old descriptor. Locks that are held follow (`write` becomes `writable`). On an error nothing has changed.
+   * Opens the same file again for writing too, or for reading only, and moves on to that; what was in flight
+   * ends on the old descriptor. Locks that are held follow (`write` becomes `writable`). On an error nothing
+   * has changed.
    */
   setWritable(writable: boolean): Promise<void>;
   close(): Promise<void>;

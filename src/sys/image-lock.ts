@@ -1,15 +1,17 @@
-// Image locking as QEMU's file driver does it: OFD locks on single bytes of the image, all of them shared ones, so
-// that they tell who does what without anybody blocking.
+// Image locking as QEMU's file driver does it: OFD locks on single bytes of the image, all of them shared
+// ones, so that they tell who does what without anybody blocking.
 //
-//   byte 100 + bit   held: "I do this"               bits: 0 consistent read | 1 write | 2 write unchanged | 3 resize
+//   byte 100 + bit   held: "I do this"
 //   byte 200 + bit   held: "nobody else may do this"
+//   bits             0 consistent read | 1 write | 2 write unchanged | 3 resize
 //
-//   1. Take first, then look whether another holds the opposite byte. Two that come at once may both be refused,
-//      but never both be let in.
+//   1. Take first, then look whether another holds the opposite byte. Two that come at once may both be
+//      refused, but never both be let in.
 //   2. A refusal gives back what was taken for it.
 //   3. Another open file of this same process counts as another.
 //
-// Who holds what (QEMU 10): writer of qcow2 100 101 103 201 203; reader of qcow2 100 201 203; ours alike for raw too.
+// Who holds what (QEMU 10): writer of qcow2 100 101 103 201 203; reader of qcow2 100 201 203; ours alike for
+// raw too.
 
 import { BlockError } from "../base/errors.ts";
 import { Errno, hostError } from "./host-error.ts";
@@ -58,7 +60,8 @@ export class ImageLock {
 
   /**
    * Changes what is held on `fd` to `request`; undefined gives everything back.
-   * @throws BlockError IMAGE_LOCKED in QEMU's words when another process is in the way; then nothing has changed.
+   * @throws BlockError IMAGE_LOCKED in QEMU's words when another process is in the way; then nothing has
+   * changed.
    */
   change(fd: number, request: LockRequest | undefined): void {
     const before = this.#held;
@@ -75,7 +78,7 @@ export class ImageLock {
     this.#request = request;
   }
 
-  /** Takes on `fd`, another descriptor of the same file, what is held. No check: the other one still holds it. */
+  /** Takes what is held on `fd` too, another descriptor of the file. No check: the other still holds it. */
   copyTo(fd: number): void {
     this.#take(fd, this.#held.does, this.#held.forbids);
   }

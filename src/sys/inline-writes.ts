@@ -1,10 +1,10 @@
-// Whether a write may be made on the event loop. A buffered write is a copy into the page cache, cheaper than the
-// way to the thread pool and back, until the host throttles whoever makes pages dirty: then it sleeps. One slow write
-// sends the file to the pool for a while.
+// Whether a write may be made on the event loop. A buffered write is a copy into the page cache, cheaper than
+// the way to the thread pool and back, until the host throttles whoever makes pages dirty: then it sleeps.
+// One slow write sends the file to the pool for a while.
 
 import type { Clock } from "../base/clock.ts";
 
-/** An inline write that took longer than this has slept: 1 MiB takes 0.1 ms, a turn of another process 4 ms. */
+/** A write that took longer has slept: 1 MiB takes 0.1 ms, a turn of another process 4 ms. */
 const SLOW_MS = 5;
 /** How long the pool is used then; doubled while it happens again, up to the maximum. */
 const PAUSE_MS = 50;

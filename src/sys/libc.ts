@@ -1,17 +1,19 @@
-// The C library through koffi: six functions, the only foreign calls of the program.
+// The C library through koffi: five functions, the only foreign calls of the program.
 //
 // 64-bit little-endian Linux only: `iovec` and `flock` are laid out by hand below.
 //
 //   iovec   0 base address u64 | 8 length u64
 //   flock   0 l_type i16 | 2 l_whence i16 | 8 l_start i64 | 16 l_len i64 | 24 l_pid i32 (0 for OFD locks)
 //
-//   1. Memory safety is kept here: each range is checked against its buffer before an address leaves this file.
-//   2. Addresses are numbers (below 2**47), taken once per ArrayBuffer: the memory of one never moves. When it is
-//      detached its buffers have length 0, and rule 1 refuses them.
+//   1. Memory safety is kept here: each range is checked against its buffer before an address leaves this
+//      file.
+//   2. Addresses are numbers (below 2**47), taken once per ArrayBuffer: the memory of one never moves. When
+//      it is detached its buffers have length 0, and rule 1 refuses them.
 //   3. errno is read right after the call that failed.
 //
-// Measured (Node 20, 4 KiB cached): koffi call 0.16 us; preadv2 with a number for the iovec 0.85, pread with a Buffer
-// 0.83, with a fresh subarray 0.95, fs.readSync 1.11; address from the WeakMap 0.03, from koffi.address 0.07.
+// Measured (Node 20, 4 KiB cached): koffi call 0.16 us; preadv2 with a number for the iovec 0.85, pread with
+// a Buffer 0.83, with a fresh subarray 0.95, fs.readSync 1.11; address from the WeakMap 0.03, from
+// koffi.address 0.07.
 
 import { createRequire } from "node:module";
 import { assert } from "../base/assert.ts";

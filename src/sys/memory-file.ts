@@ -1,5 +1,5 @@
-// A HostFile in memory, for tests: sparse, so that offsets of 2**40 bytes and more cost nothing. Everything finishes
-// synchronously; put a FaultFile over it for the other way.
+// A HostFile in memory, for tests: sparse, so that offsets of 2**40 bytes and more cost nothing. Everything
+// finishes synchronously; put a FaultFile over it for the other way.
 
 import { BlockError } from "../base/errors.ts";
 import type { HostExtent, HostFile, LockRequest } from "./host-file.ts";

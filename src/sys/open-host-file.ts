@@ -36,7 +36,8 @@ const MEMORY_FILE_SYSTEMS = [0x0102_1994, 0x8584_58f6];
 
 /**
  * Opens a regular file or a block device. No lock is taken: call `lock`.
- * @throws BlockError with the host's errno in QEMU's words; EINVAL for a directory, FIFO, socket or character device
+ * @throws BlockError with the host's errno in QEMU's words; EINVAL for a directory, FIFO, socket or character
+ * device
  */
 export function openHostFile(path: string, options: OpenOptions): DiskFile {
   const calls = options.calls ?? systemCalls(options.logger ?? silentLogger);

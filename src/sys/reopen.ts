@@ -1,4 +1,5 @@
-// Opens again what a descriptor stands for, with other rights. Never by its path: another file may stand there now.
+// Opens again what a descriptor stands for, with other rights. Never by its path: another file may stand
+// there now.
 
 import { closeSync, constants, fstatSync, openSync, type Stats } from "node:fs";
 import { BlockError } from "../base/errors.ts";

@@ -1,5 +1,5 @@
-// System calls that finish at once, in one form for both ways to make them: through the C library (libc.ts) or,
-// where that cannot be loaded, through node:fs (portable-calls.ts).
+// System calls that finish at once, in one form for both ways to make them: through the C library (libc.ts)
+// or, where that cannot be loaded, through node:fs (portable-calls.ts).
 //
 //   1. A result below zero is -errno. EINTR is repeated inside; short results are handed up.
 //   2. Nothing is allocated per call.
@@ -35,8 +35,8 @@ export interface SystemCalls {
 let chosen: SystemCalls | undefined;
 
 /**
- * The calls of this process: the C library's, or node:fs's where that cannot be loaded or STRATA_NO_FFI=1 is set.
- * Says so once in the log when it is the latter.
+ * The calls of this process: the C library's, or node:fs's where that cannot be loaded or STRATA_NO_FFI=1 is
+ * set. Says so once in the log when it is the latter.
  */
 export function systemCalls(logger: Logger = silentLogger): SystemCalls {
   if (chosen !== undefined) return chosen;
@@ -46,8 +46,8 @@ export function systemCalls(logger: Logger = silentLogger): SystemCalls {
   else {
     chosen = portableCalls;
     logger.warn(
-      `no system calls beyond Node's (${libc}): images are not locked, holes are not punched and cached reads take ` +
-        "the thread pool",
+      `no system calls beyond Node's (${libc}): images are not locked, holes are not punched ` +
+        "and cached reads take the thread pool",
     );
   }
   return chosen;

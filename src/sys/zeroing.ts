@@ -4,8 +4,10 @@
 //   a hole        grow by truncate what lies past the end | PUNCH_HOLE | and then as below
 //   zeros kept    ZERO_RANGE | PUNCH_HOLE, then ALLOCATE | past the end: ALLOCATE
 //
-//   1. What the host lacks is answered as -EOPNOTSUPP and remembered per file; other errors are handed up as they are.
-//   2. A large range is done in pieces with turns of the loop between them, so that nobody waits for all of it.
+//   1. What the host lacks is answered as -EOPNOTSUPP and remembered per file; other errors are handed up as
+//      they are.
+//   2. A large range is done in pieces with turns of the loop between them, so that nobody waits for all of
+//      it.
 
 import { ftruncateSync } from "node:fs";
 import type { Clock } from "../base/clock.ts";
@@ -109,7 +111,8 @@ export class Zeroing {
       this.#refused.add(mode);
       return UNSUPPORTED;
     }
-    // Block devices say so about a range that is not aligned to them, some file systems about a mode they lack.
+    // Block devices say so about a range that is not aligned to them, some file systems about a mode they
+    // lack.
     return result === -Errno.EINVAL ? UNSUPPORTED : result;
   }
 }

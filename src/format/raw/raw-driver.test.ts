@@ -98,7 +98,7 @@ describe("the raw driver", () => {
     },
   );
 
-  it("reads zeros in the part of the last sector that the file lacks, and grows the file by writing there", async () => {
+  it("reads zeros where the file lacks the last sector's end, and grows by writing there", async () => {
     const file = MemoryFile.of(Buffer.alloc(1000, "x"));
     const node = rawOver(file);
     expect(await contentOf(node, 998, 26)).toBe(`xx${"\0".repeat(24)}`);
@@ -151,7 +151,8 @@ describe("the raw driver", () => {
       "Offset (8193) cannot be greater than size of the containing file (8192)",
     );
     expect(over({ offset: 512, size: 8192 })).toThrow(
-      "The sum of offset (512) and size (8192) has to be smaller or equal to the  actual size of the containing file (8192)",
+      "The sum of offset (512) and size (8192) has to be smaller or equal to the " +
+        " actual size of the containing file (8192)",
     );
     expect(over({ size: 1000 })).toThrow("Specified size is not multiple of 512");
     expect(over({ offset: 8192 })).not.toThrow();

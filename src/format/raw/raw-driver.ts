@@ -1,7 +1,7 @@
 // The `raw` driver: the bytes of its file, or a window of them, are the disk.
 //
-//   1. The disk is as long as the file, rounded up to whole sectors of 512 bytes as QEMU does it; what the file lacks
-//      of the last sector reads as zeros, and writing there makes the file longer.
+//   1. The disk is as long as the file, rounded up to whole sectors of 512 bytes as QEMU does it; what the
+//      file lacks of the last sector reads as zeros, and writing there makes the file longer.
 //   2. `size` makes the disk a fixed window, which cannot be resized; `offset` moves its beginning.
 //   3. There is no backing link: no copy-up, nothing is ever unallocated.
 
@@ -134,7 +134,8 @@ export class RawDriver implements Driver {
     if (file.driver.growable) return;
     throw new BlockError(
       "ENOSPC",
-      `Could not write ${bytes} bytes at offset ${from}: node '${file.name}' ends at ${file.size} and cannot grow`,
+      `Could not write ${bytes} bytes at offset ${from}: ` +
+        `node '${file.name}' ends at ${file.size} and cannot grow`,
     );
   }
 }
@@ -181,7 +182,7 @@ class CountingSink implements ExtentSink {
   }
 }
 
-/** Over a node that has layers of its own: its offsets are what count, and what it lacks shows what is behind it. */
+/** Over a node that has layers of its own: its offsets count, and what it lacks shows what is behind it. */
 class LayeredSink extends CountingSink {
   readonly #from: number;
   readonly #hasBacking: boolean;

@@ -1,7 +1,8 @@
-// The `file` driver: a host file as a leaf of the graph. It adds nothing to the file but the driver's contract; how
-// requests reach the host is in src/sys/disk-file.ts.
+// The `file` driver: a host file as a leaf of the graph. It adds nothing to the file but the driver's
+// contract; how requests reach the host is in src/sys/disk-file.ts.
 //
-//   1. Growable: writes past the end make the file longer. `size` is its exact length, not rounded to sectors.
+//   1. Growable: writes past the end make the file longer. `size` is its exact length, not rounded to
+//      sectors.
 //   2. Reads past the end give zeros.
 //   3. A hole is a ZERO of this layer, never UNALLOCATED: nothing stands behind a file.
 
