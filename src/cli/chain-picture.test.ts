@@ -31,22 +31,22 @@ const streamJob = {
   node: "E",
 };
 
+const report = {
+  "virtual-size": 16 * MiB,
+  layers: [
+    layer("E", "##......#.......".repeat(3), { shadows: 2 * MiB }),
+    layer("A", "--####..........".repeat(3), { driver: "raw", "virtual-size": 8 * MiB, "actual-size": -1 }),
+  ],
+};
+
 it("draws the chain, what every image holds, and the jobs", () => {
-  const report = {
-    "virtual-size": 16 * MiB,
-    layers: [
-      layer("E", "##......#.......", { shadows: 2 * MiB }),
-      layer("A", "--####..........", { driver: "raw", "virtual-size": 8 * MiB, "actual-size": -1 }),
-    ],
-  };
-  const picture = drawChain({ device: "virtio0", report, jobs: [streamJob] }, (one) => one["node-name"]);
-  expect(picture).toBe(
+  expect(drawChain({ device: "virtio0", report, jobs: [streamJob] }, 200)).toBe(
     [
       "[A] <- [E]   virtio0, 16 MiB",
       "",
-      "image  file     format        on host   data   seen  shadows   0 ...... 16 MiB",
-      "[E]    E.qcow2  qcow2        3.06 MiB  3 MiB  3 MiB    2 MiB  |##......#.......|",
-      "[A]    A.qcow2  raw (8 MiB)         ?  6 MiB  4 MiB      0 B  |--####..........|",
+      "image  file     format        on host    data    seen  shadows   0 ....................................... 16 MiB",
+      "[E]    E.qcow2  qcow2        9.06 MiB   9 MiB   9 MiB    2 MiB  |##......#.......##......#.......##......#.......|",
+      "[A]    A.qcow2  raw (8 MiB)         ?  18 MiB  12 MiB      0 B  |--####..........--####..........--####..........|",
       "",
       "# seen by the guest   - hidden by an image above   . not in this image",
       "",
@@ -54,6 +54,14 @@ it("draws the chain, what every image holds, and the jobs", () => {
       "",
     ].join("\n"),
   );
+});
+
+it("narrows the strip, then drops it, where the terminal is narrow", () => {
+  const widths = [200, 100, 80, 60].map((columns) => {
+    const picture = drawChain({ device: undefined, report, jobs: [] }, columns);
+    return /\[A\].*\|(.*)\|/.exec(picture)?.[1];
+  });
+  expect(widths).toEqual(["--####..........".repeat(3), "-##.....".repeat(3), "##..".repeat(3), undefined]);
 });
 
 it("names the images base first", () => {

@@ -8,11 +8,12 @@ export interface Terminal {
   err(text: string): void;
   /** Whether results go to a person's terminal, which shows progress in place. */
   readonly interactive: boolean;
-  /** Width of that terminal in characters. */
+  /** Width of that terminal in characters; large where there is none. */
   readonly columns: number;
 }
 
-const COLUMNS_WHERE_UNKNOWN = 80;
+/** A file or a pipe has room for everything. */
+const COLUMNS_WHERE_UNKNOWN = 1000;
 
 export const realTerminal: Terminal = {
   out: (text) => void process.stdout.write(text),

@@ -81,7 +81,7 @@ function writeBootSector(image: Buffer, bytes: number, layout: Layout): void {
   image.writeUInt8(0x80, 36);
   image.writeUInt8(0x29, 38);
   image.writeUInt32LE(0x57a7a000, 39);
-  image.write("STRATA DEMOFAT16   ", 43, "latin1");
+  image.write("NO NAME    FAT16   ", 43, "latin1");
   image.writeUInt16LE(0xaa55, 510);
 }
 

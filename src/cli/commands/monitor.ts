@@ -1,0 +1,83 @@
+import { createInterface } from "node:readline";
+import type { Command } from "commander";
+import { type CommandContext, examples } from "../command-context.ts";
+import { findDaemon } from "../control-directory.ts";
+import { EXIT_CODES } from "../exit-codes.ts";
+import { ExitRequest } from "../failure.ts";
+import { HmpConnection, PROMPT } from "../hmp-connection.ts";
+
+const HISTORY_LINES_MAX = 500;
+
+export function addMonitor(program: Command, context: CommandContext): void {
+  program
+    .command("monitor [control]")
+    .description("talk to a daemon: at a terminal with history and completion, or with lines from a pipe")
+    .addHelpText(
+      "after",
+      examples(
+        "strata monitor",
+        "echo 'info block' | strata monitor",
+        "strata monitor /run/strata/disk.hmp",
+      ) +
+        "\nCONTROL is a daemon's name or the path of its socket. From a pipe the exit code is 1 when a line failed.\n",
+    )
+    .action(async (control: string | undefined) => {
+      const { hmp } = await findDaemon(control, context.environment);
+      const { connection, greeting } = await HmpConnection.connect(hmp);
+      try {
+        if (process.stdin.isTTY === true) await atTerminal(connection, greeting, context);
+        else await fromPipe(connection, context);
+      } finally {
+        connection.close();
+      }
+    });
+}
+
+async function atTerminal(
+  connection: HmpConnection,
+  greeting: string,
+  context: CommandContext,
+): Promise<void> {
+  context.terminal.out(greeting);
+  const words = await commandNames(connection);
+  const lines = createInterface({
+    input: process.stdin,
+    output: process.stdout,
+    prompt: PROMPT,
+    historySize: HISTORY_LINES_MAX,
+    completer: (line: string) => [words.filter((word) => word.startsWith(line)), line],
+  });
+  // Ctrl-C drops the line, as in a shell; Ctrl-D leaves.
+  lines.on("SIGINT", () => {
+    lines.write(null, { ctrl: true, name: "u" });
+    context.terminal.out("^C\n");
+    lines.prompt();
+  });
+  lines.prompt();
+  for await (const line of lines) {
+    if (line.trim() !== "") context.terminal.out(await connection.run(line));
+    if (connection.isGone) break;
+    lines.prompt();
+  }
+  lines.close();
+  context.terminal.out("\n");
+}
+
+/** First words of the lines of `help`, for completion. */
+async function commandNames(connection: HmpConnection): Promise<string[]> {
+  const help = await connection.run("help");
+  return help.split("\n").flatMap((line) => /^([a-z_]+)( |$)/.exec(line)?.[1] ?? []);
+}
+
+async function fromPipe(connection: HmpConnection, context: CommandContext): Promise<void> {
+  let failed = false;
+  const lines = createInterface({ input: process.stdin, crlfDelay: Number.POSITIVE_INFINITY });
+  for await (const line of lines) {
+    if (line.trim() === "") continue;
+    const answer = await connection.run(line);
+    if (answer.startsWith("Error:")) failed = true;
+    context.terminal.out(answer);
+    if (connection.isGone) break;
+  }
+  if (failed) throw new ExitRequest(EXIT_CODES.ERROR.code);
+}
