@@ -1,6 +1,8 @@
 import type { ImageDetails } from "../../block/driver.ts";
+import { bitmapInfo } from "./bitmaps.ts";
 import { COMPATIBLE_LAZY_REFCOUNTS, CompressionType, Incompatible } from "./header.ts";
 import type { Image } from "./image.ts";
+import { snapshotInfo } from "./snapshots.ts";
 
 /** What QMP's ImageInfo and `info` tell of an image. */
 export function imageDetails(image: Image): ImageDetails {
@@ -11,12 +13,13 @@ export function imageDetails(image: Image): ImageDetails {
     ...(header.backingFormat === undefined ? {} : { backingFormat: header.backingFormat }),
     formatSpecific: { type: "qcow2", data: formatSpecific(image) },
     corrupt: (header.incompatible & Incompatible.CORRUPT) !== 0,
+    ...(image.snapshots.length === 0 ? {} : { snapshots: image.snapshots.map(snapshotInfo) }),
     endOffset: image.allocator.tail * clusterSize,
   };
 }
 
 /** QAPI's ImageInfoSpecificQCow2. */
-function formatSpecific({ header, geometry }: Image): Record<string, unknown> {
+function formatSpecific({ header, geometry, bitmaps }: Image): Record<string, unknown> {
   const compression = header.compressionType === CompressionType.ZSTD ? "zstd" : "zlib";
   if (header.version === 2) {
     return { compat: "0.10", "compression-type": compression, "refcount-bits": geometry.refcountBits };
@@ -28,5 +31,6 @@ function formatSpecific({ header, geometry }: Image): Record<string, unknown> {
     "refcount-bits": geometry.refcountBits,
     corrupt: (header.incompatible & Incompatible.CORRUPT) !== 0,
     "extended-l2": geometry.extended,
+    ...(bitmaps.length === 0 ? {} : { bitmaps: bitmaps.map(bitmapInfo) }),
   };
 }

@@ -14,22 +14,21 @@ import { MiB } from "../../base/units.ts";
 import type { Counters, Driver, DriverHost, ImageDetails } from "../../block/driver.ts";
 import { ExtentKind, type ExtentSink, NO_HOST_OFFSET } from "../../block/extent.ts";
 import type { BlockNode } from "../../block/node.ts";
+import { readBitmaps } from "./bitmaps.ts";
 import { CopyUp } from "./copy-up.ts";
 import { imageDetails } from "./details.ts";
 import { Grower } from "./grow.ts";
-import { headerAreaBytes, parseHeader } from "./header.ts";
 import { writeBackingLink } from "./header-update.ts";
 import { Image } from "./image.ts";
 import { type Mapping, RunKind } from "./mapping.ts";
+import { readHeader, readTable } from "./open-tables.ts";
 import type { Qcow2Options } from "./options.ts";
 import { Reader } from "./reader.ts";
-import { WholeTable } from "./whole-table.ts";
+import { readSnapshots } from "./snapshots.ts";
 import { Writer } from "./writer.ts";
 import { WritingState } from "./writing-state.ts";
 import { Zeroer } from "./zeroer.ts";
 
-/** What is read of a header before its cluster size is known. */
-const HEADER_START_BYTES = 512;
 const L2_CACHE_BYTES = 8 * MiB;
 const REFCOUNT_CACHE_BYTES = 2 * MiB;
 
@@ -40,11 +39,7 @@ const REFCOUNT_CACHE_BYTES = 2 * MiB;
 export async function openQcow2(host: DriverHost, options: Qcow2Options): Promise<Qcow2Driver> {
   const { file } = host;
   if (file === undefined) throw new BlockError("EINVAL", `A block device must be specified for "file"`);
-  const start = Buffer.alloc(HEADER_START_BYTES);
-  await file.read(0, start.length, start, 0);
-  const area = Buffer.alloc(headerAreaBytes(start));
-  await file.read(0, area.length, area, 0);
-  const header = parseHeader(area, file.size);
+  const header = await readHeader(file);
   const clusterSize = 2 ** header.clusterBits;
   const reftableEntries = (header.refcountTableClusters * clusterSize) / 8;
   const image = new Image({
@@ -58,15 +53,11 @@ export async function openQcow2(host: DriverHost, options: Qcow2Options): Promis
     logger: options.logger ?? silentLogger,
     clock: options.clock ?? systemClock,
   });
+  image.snapshots = (await readSnapshots(file, header)).snapshots;
+  image.bitmaps = await readBitmaps(file, header);
   const driver = new Qcow2Driver(image, options);
   if (!options.readOnly) await driver.setWritable(true);
   return driver;
-}
-
-async function readTable(file: BlockNode, offset: number, entries: number): Promise<WholeTable> {
-  const bytes = Buffer.alloc(entries * 8);
-  if (entries > 0) await file.read(offset, bytes.length, bytes, 0);
-  return new WholeTable(offset, entries, bytes);
 }
 
 export class Qcow2Driver implements Driver {

@@ -17,6 +17,7 @@ import { ClusterLocks } from "../../block/cluster-locks.ts";
 import type { DriverHost } from "../../block/driver.ts";
 import type { BlockNode } from "../../block/node.ts";
 import { Allocator } from "./allocator.ts";
+import type { Bitmap } from "./bitmaps.ts";
 import { DeferredFrees } from "./deferred-frees.ts";
 import { Flusher } from "./flusher.ts";
 import {
@@ -38,6 +39,7 @@ import { Mapping } from "./mapping.ts";
 import { ReadEpochs } from "./read-epochs.ts";
 import { RefcountGrowth } from "./refcount-growth.ts";
 import { Refcounts } from "./refcounts.ts";
+import type { Snapshot } from "./snapshots.ts";
 import { SLICE_BYTES_MAX, TableCache } from "./table-cache.ts";
 import type { WholeTable } from "./whole-table.ts";
 
@@ -72,9 +74,12 @@ export class Image {
   /** Length of the virtual disk. */
   size: number;
   writable = false;
+  /** As they were when the image was opened, or when they were marked as in use. */
+  snapshots: readonly Snapshot[] = [];
+  bitmaps: readonly Bitmap[] = [];
   /** Why nothing is written any more. */
   stopped: string | undefined;
-  /** Host clusters in which header, L1 table, refcount table, refcount blocks and active L2 tables stand. */
+  /** Host clusters in which header, tables, refcount blocks, snapshot table and bitmap directory stand. */
   readonly #metadata = new Set<number>();
   /** The write of the flags that is under way or was the last one. */
   #flagsWrite: Promise<void> = Promise.resolve();
@@ -208,6 +213,12 @@ export class Image {
     return new BlockError("EIO", `qcow2: ${message}`);
   }
 
+  /** Forgets what is in memory: the image takes no more writes, and what the file holds is all there is. */
+  dropCaches(): void {
+    this.l2.drop();
+    this.refcounts.cache.drop();
+  }
+
   /** No more writes, from now on. */
   stop(message: string): void {
     if (this.stopped !== undefined) return;
@@ -256,6 +267,14 @@ export class Image {
     this.addMetadata(0, 1);
     this.addMetadata(this.clusterOf(this.l1.offset), divideUp(this.l1.entries * 8, clusterSize));
     this.addMetadata(this.clusterOf(header.refcountTableOffset), header.refcountTableClusters);
+    for (const { l1TableOffset, l1Size } of this.snapshots) {
+      this.addMetadata(this.clusterOf(l1TableOffset), divideUp(l1Size * 8, clusterSize));
+    }
+    if (header.snapshotCount > 0) this.addMetadata(this.clusterOf(header.snapshotsOffset), 1);
+    if (header.bitmaps !== undefined) {
+      const { directoryOffset, directoryBytes } = header.bitmaps;
+      this.addMetadata(this.clusterOf(directoryOffset), divideUp(directoryBytes, clusterSize));
+    }
     collect(this.l1, entryOffset, (offset) => this.addMetadata(this.clusterOf(offset), 1));
     collect(this.refcounts.table, reftableOffset, (offset) => this.addMetadata(this.clusterOf(offset), 1));
   }

@@ -53,6 +53,7 @@ export class TableCache {
   /** All slices that exist: in the ring, spare, or out for a load. */
   #made = 0;
   #hand = 0;
+  #generation = 0;
   #last: Slice | undefined;
   readonly #dirty = new Set<Slice>();
 
@@ -121,9 +122,11 @@ export class TableCache {
     return slice;
   }
 
-  /** Forgets everything that is in memory. Nothing may be dirty or being loaded. */
+  /** Forgets everything that is in memory. Nothing may be dirty. */
   clear(): void {
     assert(this.#dirty.size === 0, "a cache is cleared when nothing is dirty");
+    // What is being loaded now is not entered either: it may be older than what made us forget.
+    this.#generation++;
     for (const slice of this.#ring) this.#spare(slice);
     this.#ring.length = 0;
     this.#byIndex.clear();
@@ -169,9 +172,11 @@ export class TableCache {
   }
 
   async #loadLater(index: number, slice: Slice, fetched: Promise<void>): Promise<void> {
+    const generation = this.#generation;
     try {
       await fetched;
-      this.#loaded(index, slice);
+      if (generation === this.#generation) this.#loaded(index, slice);
+      else this.#spare(slice);
     } catch (error) {
       this.#spare(slice);
       throw error;

@@ -21,6 +21,21 @@ export class WholeTable {
     for (let i = 0; i < entries * 2; i++) this.words[i] = image.readUInt32BE(i * 4);
   }
 
+  /** Entries that are not zero. */
+  usedEntries(): number {
+    let used = 0;
+    for (let i = 0; i < this.words.length; i += 2) if (this.words[i] !== 0 || this.words[i + 1] !== 0) used++;
+    return used;
+  }
+
+  /** Becomes what `table` is: it was read again. */
+  replace(table: WholeTable): void {
+    this.offset = table.offset;
+    this.entries = table.entries;
+    this.words = table.words;
+    this.#dirty.clear();
+  }
+
   get isDirty(): boolean {
     return this.#dirty.size > 0;
   }

@@ -104,6 +104,8 @@ class Zeroing implements Steps {
   #pos: number;
   /** End of the range; at the end of the disk, the end of its last unit. */
   readonly #end: number;
+  /** The same for clusters: the last cluster of the disk counts as whole. */
+  readonly #clustersEnd: number;
   #zeros: Buffer | undefined;
 
   constructor(parts: ZeroingParts, request: ZeroRequest) {
@@ -111,7 +113,9 @@ class Zeroing implements Steps {
     this.#request = request;
     this.#pos = request.offset;
     const end = request.offset + request.bytes;
-    this.#end = end === parts.image.size ? alignUp(end, parts.mapping.subclusterSize) : end;
+    const toDiskEnd = end === parts.image.size;
+    this.#end = toDiskEnd ? alignUp(end, parts.mapping.subclusterSize) : end;
+    this.#clustersEnd = toDiskEnd ? alignUp(end, parts.image.clusterSize) : end;
     this.firstCluster = parts.image.clusterOf(request.offset);
     this.clusterCount = parts.image.clusterCount(request.offset, request.bytes);
   }
@@ -145,15 +149,7 @@ class Zeroing implements Steps {
 
   #wholeCluster(pos: number): boolean {
     const { clusterSize } = this.#parts.image;
-    return pos % clusterSize === 0 && pos + clusterSize <= alignUp(this.#end, this.#endUnit());
-  }
-
-  /** At the end of the disk the last cluster counts as whole. */
-  #endUnit(): number {
-    const { image, mapping } = this.#parts;
-    return this.#request.offset + this.#request.bytes === image.size
-      ? image.clusterSize
-      : mapping.subclusterSize;
+    return pos % clusterSize === 0 && pos + clusterSize <= this.#clustersEnd;
   }
 
   // --- parts of units -----------------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+// A mark in the header that says: refcounts of this image may count clusters that nobody needs (leaks), since somebody
+// allocated in it and did not close it. The next one to open it for writing repairs them; no other image needs a check.
+//
+//   header extension 0x53545241 "STRA", 8 bytes:  | state u8: 0 closed, 1 in use | 7 bytes zero |
+//
+//   1. To others it is an unknown extension, which the specification tells them to ignore and to keep.
+//   2. It is changed in place. It is put in as the last extension, by writes inside one sector each; a backing file name
+//      that stands in the way is copied further back first:
+//        name at its new place -> flush -> backing_file_offset -> flush -> MARK, END
+//   3. Where that does not go (the header is full), the image has none; its leaks wait for a check by hand.
+
+import { readU64, writeU64 } from "../../base/bytes.ts";
+import { alignUp } from "../../base/units.ts";
+import type { BlockNode } from "../../block/node.ts";
+import type { Qcow2Header } from "./header.ts";
+import { ExtensionMagic, type HeaderExtension } from "./header-extensions.ts";
+
+export const USE_MARKER_MAGIC = 0x53545241;
+const MARKER_BYTES = 16;
+const MARKER_DATA_BYTES = 8;
+const SECTOR_BYTES = 512;
+const STATE_CLOSED = 0;
+const STATE_IN_USE = 1;
+
+/** Whether the image was not closed by who allocated in it. */
+export function isMarkedInUse(header: Qcow2Header): boolean {
+  return markerOf(header)?.data[0] === STATE_IN_USE;
+}
+
+/** Marks the image as in use; to be durable before a leak can be. */
+export function markInUse(file: BlockNode, header: Qcow2Header): Promise<void> {
+  return setState(file, header, STATE_IN_USE);
+}
+
+/** Marks the image as closed, if it was marked. */
+export async function markClosed(file: BlockNode, header: Qcow2Header): Promise<void> {
+  if (isMarkedInUse(header)) await setState(file, header, STATE_CLOSED);
+}
+
+function markerOf(header: Qcow2Header): HeaderExtension | undefined {
+  return header.extensions.find(
+    ({ magic, data }) => magic === USE_MARKER_MAGIC && data.length === MARKER_DATA_BYTES,
+  );
+}
+
+async function setState(file: BlockNode, header: Qcow2Header, state: number): Promise<void> {
+  const area = Buffer.alloc(2 ** header.clusterBits);
+  await file.read(0, area.length, area, 0);
+  const { markerAt, endAt } = findExtensions(area);
+  if (markerAt === undefined) {
+    if (state === STATE_IN_USE) await insert(file, header, area, endAt);
+    return;
+  }
+  const stateAt = markerAt + 8;
+  area[stateAt] = state;
+  await file.write(stateAt, 1, area, stateAt);
+  const marker = markerOf(header);
+  if (marker !== undefined) marker.data[0] = state;
+}
+
+/** Where the marker, and the end of the extensions, stand in the header area. */
+function findExtensions(area: Buffer): { markerAt: number | undefined; endAt: number } {
+  let at = area.readUInt32BE(4) === 2 ? 72 : area.readUInt32BE(100);
+  const end = readU64(area, 8) || area.length;
+  let markerAt: number | undefined;
+  while (at + 8 <= end) {
+    const magic = area.readUInt32BE(at);
+    const bytes = area.readUInt32BE(at + 4);
+    if (magic === ExtensionMagic.END) break;
+    if (magic === USE_MARKER_MAGIC && bytes === MARKER_DATA_BYTES) markerAt = at;
+    at += 8 + alignUp(bytes, 8);
+  }
+  return { markerAt, endAt: at };
+}
+
+async function insert(file: BlockNode, header: Qcow2Header, area: Buffer, endAt: number): Promise<void> {
+  const newEnd = endAt + MARKER_BYTES + 8;
+  const oneSector = Math.floor(endAt / SECTOR_BYTES) === Math.floor((newEnd - 1) / SECTOR_BYTES);
+  if (!oneSector || newEnd > area.length) return;
+  const nameAt = readU64(area, 8);
+  if (nameAt !== 0 && nameAt < newEnd && !(await moveName(file, area, nameAt, newEnd))) return;
+  area.fill(0, endAt, newEnd);
+  area.writeUInt32BE(USE_MARKER_MAGIC, endAt);
+  area.writeUInt32BE(MARKER_DATA_BYTES, endAt + 4);
+  area[endAt + 8] = STATE_IN_USE;
+  await file.write(endAt, newEnd - endAt, area, endAt);
+  const data = Buffer.alloc(MARKER_DATA_BYTES);
+  data[0] = STATE_IN_USE;
+  header.extensions.push({ magic: USE_MARKER_MAGIC, data });
+}
+
+/** Makes room for the marker. False when the first cluster has no place for the name. */
+async function moveName(file: BlockNode, area: Buffer, nameAt: number, newEnd: number): Promise<boolean> {
+  const nameBytes = area.readUInt32BE(16);
+  const to = alignUp(Math.max(newEnd, nameAt + nameBytes), 8);
+  if (to + nameBytes > area.length) return false;
+  area.copy(area, to, nameAt, nameAt + nameBytes);
+  await file.write(to, nameBytes, area, to);
+  await file.flush();
+  writeU64(area, to, 8);
+  await file.write(8, 8, area, 8);
+  await file.flush();
+  return true;
+}
