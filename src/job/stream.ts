@@ -95,11 +95,16 @@ export class StreamJob extends Job {
   ): Promise<StreamJob> {
     const { top, base } = target;
     refuseDriver(top);
+    if (top === base) {
+      throw new BlockError("EINVAL", `Node '${base.name}' is not a backing image of '${top.name}'`);
+    }
     const job = new StreamJob(graph, target, settings, listener, clock);
     if (settings.backingFile !== undefined && base === undefined) {
       throw new BlockError("EINVAL", "backing file specified, but streaming the entire chain");
     }
     for (const node of [top, ...job.#merged]) node.refuseBlocked();
+    // A base that cannot be linked is refused now, not after the copy.
+    if (!job.hasNothingToDo) job.#linkNow();
     try {
       await job.#hold();
     } catch (error) {
@@ -134,7 +139,15 @@ export class StreamJob extends Job {
   }
 
   protected override async clean(): Promise<void> {
-    for (const node of [this.#top, ...this.#merged]) node.blockers.delete(this);
+    try {
+      await this.#letGo();
+    } finally {
+      // Last of all: a job that began before top is read-only again would find it so in the middle of its work.
+      for (const node of [this.#top, ...this.#merged]) node.blockers.delete(this);
+    }
+  }
+
+  async #letGo(): Promise<void> {
     let failure: { error: unknown } | undefined;
     const top = this.#uses.find((use) => use.node === this.#top);
     const wanted = this.#graph
@@ -195,8 +208,8 @@ export class StreamJob extends Job {
   async #copyAll(pending: Set<Promise<void>>): Promise<void> {
     let offset = 0;
     for (;;) {
-      if (this.isAskedToStop) await this.#standStill(pending);
       if (this.#failure !== undefined) throw this.#failure.error;
+      if (this.isAskedToStop) await this.#standStill(pending);
       const again = this.#retry.shift();
       const chunk = again ?? (await this.#plan(offset, CHUNK_BYTES, PLAN_BYTES));
       if (chunk === undefined) {
@@ -256,7 +269,9 @@ export class StreamJob extends Job {
     const code = errorCode(error);
     const noSpace = code === "ENOSPC" || code === "EDQUOT" || code === "EFBIG";
     const action = actionFor(this.#onError, noSpace);
-    this.reportError(action, "read", noSpace);
+    // Chunks that were in flight when the first one failed are no news.
+    const known = action === "stop" ? this.ioStatus !== "ok" : this.#failure !== undefined;
+    if (!known) this.reportError(action, "read", noSpace);
     if (action === "stop") {
       this.#retry.push(chunk);
     } else if (action === "ignore") {
@@ -308,12 +323,21 @@ export class StreamJob extends Job {
     await top.quiesce();
     try {
       const base = this.#baseNow();
-      const link = base && (this.#backingFile ?? this.#linkTo(base));
-      await top.driver.changeBackingLink!(link, base?.driverName);
+      const { file, format } = this.#linkNow();
+      await top.driver.changeBackingLink!(file, format);
       await this.#graph.replaceBacking(top, base);
     } finally {
       top.resume();
     }
+  }
+
+  /** The backing link of top when the merge is done; none where everything is copied. */
+  #linkNow(): { file: string | undefined; format: string | undefined } {
+    const base = this.#baseNow();
+    if (base === undefined) return { file: undefined, format: undefined };
+    // A host file that is an image itself is raw to whoever opens the link.
+    const format = base.driver.growable ? "raw" : base.driverName;
+    return { file: this.#backingFile ?? this.#linkTo(base), format };
   }
 
   /** Base's name as top's header should have it: relative to top's folder where the old link was relative too. */

@@ -26,6 +26,7 @@ export class Scheduler {
   readonly #afterStep: () => void;
   readonly #time = new ManualClock();
   #waiting: Waiter[] = [];
+  #last: Waiter[] = [];
   #timers = 0;
   steps = 0;
 
@@ -48,6 +49,11 @@ export class Scheduler {
   /** Done when the scheduler picks it. */
   always(what: string): Promise<void> {
     return new Promise((go) => this.#waiting.push({ what, go }));
+  }
+
+  /** Done when nothing else can go on: the longest delay there is. */
+  last(what: string): Promise<void> {
+    return new Promise((go) => this.#last.push({ what, go }));
   }
 
   /** What waits now, in order of arrival. */
@@ -86,7 +92,11 @@ export class Scheduler {
       this.#time.advance(this.#prng.pick([1, 10, 100, 1000, 100_000]));
       return true;
     }
-    if (this.#waiting.length === 0) return false;
+    if (this.#waiting.length === 0) {
+      const last = this.#last.shift();
+      last?.go();
+      return last !== undefined;
+    }
     const at = this.#prng.below(this.#waiting.length);
     const [chosen] = this.#waiting.splice(at, 1);
     chosen!.go();
