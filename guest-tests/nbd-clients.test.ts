@@ -1,19 +1,22 @@
-// Foreign NBD clients against the server, over a disk in memory: what they read, write and report must be right.
-// Needs nbdinfo, nbdcopy, qemu-img, qemu-io and fio; a missing one fails its test by name.
+// Foreign NBD clients against the server, over a disk in memory: what they read, write and report must be
+// right. Needs nbdinfo, nbdcopy, qemu-img, qemu-io and fio; a missing one fails its test by name.
 
 import { spawn } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { MemoryBackend, type Pace } from "../nbd/memory-backend.ts";
 import { NbdServer } from "../nbd/server.ts";
+import { MemoryBackend, type Pace } from "../nbd/testing/memory-backend.ts";
 import { Prng } from "../src/base/prng.ts";
 import { KiB, MiB } from "../src/base/units.ts";
 
 const SIZE = 64 * MiB;
 
-/** Runs a program; its output, or an error that says how it failed. The server of this process goes on meanwhile. */
+/**
+ * Runs a program; its output, or an error that says how it failed. The server of this process goes on
+ * meanwhile.
+ */
 function run(program: string, ...args: string[]): Promise<string> {
   return new Promise((resolve, reject) => {
     const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });

@@ -7,9 +7,9 @@ export const StatusFlags = { HOLE: 1, ZERO: 2 } as const;
 export type StatusSink = (bytes: number, flags: number) => boolean;
 
 /**
- * What a server needs of a disk. All offsets and lengths are in bytes and checked by the session before: inside `size`,
- * no write to a read-only backend. An operation is done when it returns undefined, otherwise when its promise settles.
- * Buffers are borrowed until then. Errors are mapped by `errno`.
+ * What a server needs of a disk. All offsets and lengths are in bytes and checked by the session before:
+ * inside `size`, no write to a read-only backend. An operation is done when it returns undefined, otherwise
+ * when its promise settles. Buffers are borrowed until then. Errors are mapped by `errno`.
  */
 export interface NbdBackend {
   readonly size: number;
@@ -33,7 +33,10 @@ export interface NbdBackend {
   flush(): Completion;
   /** Brings the range into memory; a hint. */
   cache(offset: number, bytes: number): Completion;
-  /** Status of [offset, offset+bytes) for one context, merged over neighbours; may end early when the sink has enough. */
+  /**
+   * Status of [offset, offset+bytes) for one context, merged over neighbours; may end early when the sink has
+   * enough.
+   */
   status(context: string, offset: number, bytes: number, sink: StatusSink): Completion;
   /** The NBD errno that stands for what an operation threw, and a sentence for the client. */
   errno(error: unknown): number;

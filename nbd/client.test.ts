@@ -4,8 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { contextsOf, detailsOf, exportsOf, NbdClient } from "./client.ts";
-import { MemoryBackend, noSpace } from "./memory-backend.ts";
 import { Style } from "./protocol.ts";
+import { MemoryBackend, noSpace } from "./testing/memory-backend.ts";
 import {
   cleanUp,
   concat,
@@ -16,7 +16,7 @@ import {
   structuredChunk,
   u16,
   u64,
-} from "./test-peer.ts";
+} from "./testing/peer.ts";
 import { formatNbdUri } from "./uri.ts";
 
 afterEach(cleanUp);
@@ -105,6 +105,20 @@ describe.each([
     expect([back[0], back.at(-1)]).toEqual([0, 0]);
     await client.disconnect();
   });
+});
+
+it("works over TCP", async () => {
+  const { server } = await serve();
+  const address = await server.listen({ host: "127.0.0.1", port: 0 });
+  const client = await NbdClient.connect(formatNbdUri({ address, exportName: "disk" }));
+  const data = Buffer.alloc(3_000_000, 0x42);
+  await Promise.all([client.write(1, data.subarray(0, 900_000)), client.write(900_001, data.subarray(0, 9))]);
+  expect(
+    (await client.read(0, 900_011)).equals(
+      Buffer.concat([Buffer.alloc(1), data.subarray(0, 900_009), Buffer.alloc(1)]),
+    ),
+  ).toBe(true);
+  await client.disconnect();
 });
 
 it("asks for the status of some of the selected contexts", async () => {

@@ -99,7 +99,10 @@ export class NbdClient implements ReplyConsumer, ReplyEvents<Slot> {
     return buffer;
   }
 
-  /** Reads into a buffer that is borrowed until the promise settles. Above the maximum payload: several requests. */
+  /**
+   * Reads into a buffer that is borrowed until the promise settles. Above the maximum payload: several
+   * requests.
+   */
   async readInto(
     to: { offset: number; bytes: number; buffer: Buffer; at: number },
     options: { df?: boolean } = {},
@@ -146,8 +149,8 @@ export class NbdClient implements ReplyConsumer, ReplyEvents<Slot> {
   }
 
   /**
-   * Extents from `offset` on, by context; the server may stop early. `contexts` asks for some of the selected ones and
-   * needs extended headers.
+   * Extents from `offset` on, by context; the server may stop early. `contexts` asks for some of the selected
+   * ones and needs extended headers.
    */
   async blockStatus(
     offset: number,

@@ -1,7 +1,7 @@
 // Carries out the requests of one session that passed the checks.
 //   1. A backend that finishes at once is answered at once: no object, closure or promise is made.
-//   2. A backend that hands up a promise gets a pooled PendingRequest, which owns what the backend borrowed and ends
-//      exactly once: by `completed` or by `failed`.
+//   2. A backend that hands up a promise gets a pooled PendingRequest, which owns what the backend borrowed
+//      and ends exactly once: by `completed` or by `failed`.
 //   3. What ends after the connection is gone gives its buffers back and says nothing.
 
 import type { Completion } from "../src/base/completion.ts";
@@ -26,7 +26,9 @@ import { nameOf } from "./request-check.ts";
 
 /** Reads up to this size are built in the arena, behind their head; larger ones get a buffer of their own. */
 const ARENA_READ_BYTES_MAX = 32 * KiB;
-/** Pending reads that may keep an arena block each; bounds what slow reads pin (16 * 256 KiB per connection). */
+/**
+ * Pending reads that may keep an arena block each; bounds what slow reads pin (16 * 256 KiB per connection).
+ */
 const DETACHED_READS_MAX = 16;
 /** Pending writes that may keep a receive block each; more are copied first. */
 const IN_PLACE_WRITES_MAX = 16;
@@ -61,7 +63,10 @@ export class Commands implements RequestOwner {
   #inPlaceWrites = 0;
   #statusPause = 0;
 
-  /** `contexts` are the selected ones; a context's id is its index. `ended` is called when a pending request ended. */
+  /**
+   * `contexts` are the selected ones; a context's id is its index. `ended` is called when a pending request
+   * ended.
+   */
   constructor(
     backend: NbdBackend,
     contexts: readonly string[],
@@ -78,8 +83,8 @@ export class Commands implements RequestOwner {
   }
 
   /**
-   * Carries out a request. A WRITE's payload lies at `at` in `payload`, which the caller holds during the call;
-   * `inPlace` says that it is a receive block.
+   * Carries out a request. A WRITE's payload lies at `at` in `payload`, which the caller holds during the
+   * call; `inPlace` says that it is a receive block.
    */
   start(request: RequestHeader, payload: HeldBuffer | undefined, at: number, inPlace: boolean): void {
     try {
@@ -229,8 +234,8 @@ export class Commands implements RequestOwner {
   }
 
   /**
-   * Data and holes of a large structured read, if there are holes and the backend knows them without waiting. The
-   * status and the reads start in one turn, so no write of this process comes between them.
+   * Data and holes of a large structured read, if there are holes and the backend knows them without waiting.
+   * The status and the reads start in one turn, so no write of this process comes between them.
    */
   #piecesOf(request: RequestHeader): ReadPiece[] | undefined {
     if (!this.#findHoles || request.bytes < HOLE_READ_BYTES_MIN) return undefined;

@@ -1,13 +1,17 @@
 // One accepted socket: handshake first, then a session; the pacing of both; its end.
 //
-//   NEGOTIATING --GO--> SERVING --DISC, garbage, peer's end, shutdown--> ENDING --sent, or linger over--> CLOSED
+//   NEGOTIATING --GO--> SERVING --DISC, garbage, peer's end, shutdown--> ENDING --sent, or linger over-->
+//   CLOSED
 //        \-------------------ABORT, bad option, deadline------------------^
 //
-//   1. Input that may not be handled yet is kept where it lies (its receive block is held), and the socket is paused.
-//   2. ENDING begins when no request is under way; what is queued is still sent. Later input is read and dropped, so
-//      that closing does not reset the connection under the peer's last replies.
+//   1. Input that may not be handled yet is kept where it lies (its receive block is held), and the socket is
+//      paused.
+//   2. ENDING begins when no request is under way; what is queued is still sent. Later input is read and
+//      dropped, so that closing does not reset the connection under the peer's last replies.
 //   3. Buffers go back when the socket has closed, never while the system may still touch them.
-//   4. `left` is told once when the backend sees no more of this client, `gone` once when the socket is closed too.
+//   4. Behind a read that brought very many requests the others come first.
+//   5. `left` is told once when the backend sees no more of this client, `gone` once when the socket is
+//      closed too.
 
 import type net from "node:net";
 import type { Clock } from "../src/base/clock.ts";
@@ -21,6 +25,8 @@ import { Session, type SessionHost, UNSENT_BYTES_MAX } from "./session.ts";
 
 /** How long an ended connection may take to accept its last replies and to close its side. */
 const LINGER_MS = 5_000;
+/** A read that brought more requests than this is a flood: other connections come before the next one. */
+const REQUESTS_PER_READ_MAX = 512;
 
 /** What a connection tells its server. */
 export interface ConnectionHost extends ExportDirectory {
@@ -91,8 +97,12 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   }
 
   received(block: HeldBuffer, bytes: number): void {
+    const before = this.#session?.requestCount ?? 0;
     this.#feed(block, 0, bytes);
     this.#out.flush();
+    if (this.#session !== undefined && this.#session.requestCount - before > REQUESTS_PER_READ_MAX) {
+      this.#letOthersCome();
+    }
   }
 
   requestEnded(): void {
@@ -161,6 +171,13 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     this.#feed(stalled.block, stalled.at, stalled.end);
     stalled.block.release();
     if (this.#stalled === undefined) this.#socket.resume();
+  }
+
+  #letOthersCome(): void {
+    this.#socket.pause();
+    setImmediate(() => {
+      if (this.#stalled === undefined && !this.#closed) this.#socket.resume();
+    });
   }
 
   #write(pieces: readonly Buffer[], written: () => void): void {

@@ -1,9 +1,13 @@
-// Extents of one context over one range, merged and bounded, as a status reply or a read with holes needs them.
+// Extents of one context over one range, merged and bounded, as a status reply or a read with holes needs
+// them.
 
 import { KiB } from "../src/base/units.ts";
 import { StatusFlags, type StatusSink } from "./backend.ts";
 
-/** Extents in one BLOCK_STATUS chunk; what is left out the client asks for again. 128 KiB of reply when extended. */
+/**
+ * Extents in one BLOCK_STATUS chunk; what is left out the client asks for again. 128 KiB of reply when
+ * extended.
+ */
 export const STATUS_EXTENTS_MAX = 8192;
 
 export class ExtentList {
@@ -66,8 +70,8 @@ export interface ReadPiece {
 }
 
 /**
- * Cuts a read of `bytes` into data and holes: holes worth a chunk only, neighbours merged, what the list does not
- * cover taken for data. Undefined when that is all data.
+ * Cuts a read of `bytes` into data and holes: holes worth a chunk only, neighbours merged, what the list does
+ * not cover taken for data. Undefined when that is all data.
  */
 export function readPieces(list: ExtentList, bytes: number): ReadPiece[] | undefined {
   const pieces: ReadPiece[] = [];

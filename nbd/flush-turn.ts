@@ -1,5 +1,6 @@
-// Replies of requests that end later (a promise settled) wait for the end of the loop's turn, so that everything that
-// one turn completes leaves in one write per connection. One immediate serves all connections.
+// Replies of requests that end later (a promise settled) wait for the end of the loop's turn, so that
+// everything that one turn completes leaves in one write per connection. One immediate serves all
+// connections.
 
 export interface Flushable {
   /** Owned by this file. */

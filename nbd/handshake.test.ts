@@ -1,8 +1,8 @@
 import { describe, expect, it } from "vitest";
 import type { ExportDirectory, NbdExport } from "./export.ts";
 import { Handshake, OPTION_BYTES_MAX, OPTIONS_MAX, type Outcome } from "./handshake.ts";
-import { MemoryBackend } from "./memory-backend.ts";
-import { ACK, concat, OPTS, option, optionReply, repError, str, u16, u32, u64 } from "./test-peer.ts";
+import { MemoryBackend } from "./testing/memory-backend.ts";
+import { ACK, concat, OPTS, option, optionReply, repError, str, u16, u32, u64 } from "./testing/peer.ts";
 
 const GREETING = concat(Buffer.from("NBDMAGIC"), Buffer.from("IHAVEOPT"), u16(3));
 const [UNSUP, INVALID, UNKNOWN, SHUTDOWN, TOO_BIG, EXT_REQD] = [1, 3, 6, 7, 9, 10].map(repError);
@@ -24,7 +24,9 @@ function directory(closing = false): ExportDirectory {
   return { closing, list: () => all, find: (name) => all.find((one) => one.name === (name || "disk")) };
 }
 
-/** Feeds a whole conversation in steps of `step` bytes; what came back after the greeting, and the outcome. */
+/**
+ * Feeds a whole conversation in steps of `step` bytes; what came back after the greeting, and the outcome.
+ */
 function talk(input: Buffer, { step = input.length, exports = directory() } = {}) {
   const handshake = new Handshake(exports);
   let at = 0;
@@ -95,7 +97,7 @@ describe("EXPORT_NAME", () => {
     expect(output).toEqual(concat(u64(1 << 20), u16(FLAGS_SIMPLE)));
   });
 
-  it("closes on a missing export, a name above 4096 bytes, one that is not text, and after extended headers", () => {
+  it("closes on a missing export, a long name, one that is no text, and after extended headers", () => {
     for (const name of ["missing", "x".repeat(4097), "\xff\xfe", "di\0sk"]) {
       const { output, outcome } = options(option(OPTS.EXPORT_NAME, Buffer.from(name, "latin1")));
       expect(output.length).toBe(0);

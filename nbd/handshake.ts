@@ -1,13 +1,15 @@
-// The server's side of fixed newstyle negotiation: a state machine without I/O. Bytes in, replies out, an outcome.
+// The server's side of fixed newstyle negotiation: a state machine without I/O. Bytes in, replies out, an
+// outcome.
 //
 //   FLAGS --> OPTION_HEADER --> OPTION_DATA --> (one option answered) --> OPTION_HEADER ...
 //                          \--> SKIP (data of no use) ---^
 //   and out of any of them: outcome "enter" (GO, EXPORT_NAME) or "close"
 //
 //   1. `consume` answers one option at most, so that the caller can stop at a client that does not read.
-//   2. Option data is kept up to OPTION_BYTES_MAX, in memory that grows with what really arrived; data beyond that, and
-//      of unknown options, is skipped and then answered, so that the next option is parsed in step.
-//   3. A failed SET_META_CONTEXT leaves nothing selected; a selection counts for the export that it named only.
+//   2. Option data is kept up to OPTION_BYTES_MAX, in memory that grows with what really arrived; data beyond
+//      that, and of unknown options, is skipped and then answered, so that the next option is parsed in step.
+//   3. A failed SET_META_CONTEXT leaves nothing selected; a selection counts for the export that it named
+//      only.
 //   4. Nothing of the client's bytes is echoed in a message.
 
 import { writeU64 } from "../src/base/bytes.ts";

@@ -2,8 +2,8 @@ import { assert } from "../src/base/assert.ts";
 import { buffers } from "../src/base/buffer-pool.ts";
 
 /**
- * A pooled buffer that several parties borrow at once: pieces of a reply on their way to the socket, requests whose
- * backend still reads or fills it. It goes back to the pool when the last one lets go, exactly once.
+ * A pooled buffer that several parties borrow at once: pieces of a reply on their way to the socket, requests
+ * whose backend still reads or fills it. It goes back to the pool when the last one lets go, exactly once.
  */
 export class HeldBuffer {
   readonly buffer: Buffer;

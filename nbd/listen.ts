@@ -1,6 +1,3 @@
-// Listening sockets: the one place of this folder that touches the host's names.
-
-import fs from "node:fs";
 import net from "node:net";
 import { BlockError, errorMessage } from "../src/base/errors.ts";
 
@@ -18,8 +15,7 @@ export interface Listener {
 }
 
 /**
- * Listens and hands over sockets that have not begun to read. A unix socket's name that nobody listens on any more is
- * taken over.
+ * Listens and hands over sockets that have not begun to read.
  * @throws BlockError EADDRINUSE and what else the host says.
  */
 export async function listen(
@@ -27,7 +23,6 @@ export async function listen(
   accept: (socket: net.Socket) => void,
   failed: (error: Error) => void,
 ): Promise<Listener> {
-  if ("path" in address) await removeStale(address.path);
   const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, accept);
   const where = "path" in address ? { path: address.path } : { host: address.host, port: address.port };
   await new Promise<void>((resolve, reject) => {
@@ -47,21 +42,9 @@ export async function listen(
 function listenError(address: ListenAddress, error: NodeJS.ErrnoException): BlockError {
   const where = "path" in address ? `unix socket ${address.path}` : `${address.host}:${address.port}`;
   if (error.code === "EADDRINUSE") {
-    const hint = "another server listens there; stop it or choose another address";
+    const hint = "stop the server that listens there, remove the socket it left, or choose another address";
     return new BlockError("EADDRINUSE", `cannot listen on ${where}: address already in use (${hint})`, error);
   }
   const code = error.code === "EACCES" || error.code === "ENOENT" ? error.code : "EINVAL";
   return new BlockError(code, `cannot listen on ${where}: ${errorMessage(error)}`, error);
-}
-
-/** Removes the name of a unix socket that refuses connections: its server ended without removing it. */
-async function removeStale(path: string): Promise<void> {
-  if (!fs.lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return;
-  const refused = await new Promise<boolean>((resolve) => {
-    const probe = net.connect({ path });
-    probe.once("connect", () => resolve(false));
-    probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code === "ECONNREFUSED"));
-    probe.once("connect", () => probe.destroy());
-  });
-  if (refused) fs.rmSync(path, { force: true });
 }

@@ -25,7 +25,9 @@ export function readQueries(reader: OptionReader): { name: Buffer; queries: stri
   return { name, queries };
 }
 
-/** Contexts to list: all without queries; `base:` stands for all of its namespace; what is unknown is ignored. */
+/**
+ * Contexts to list: all without queries; `base:` stands for all of its namespace; what is unknown is ignored.
+ */
 export function listContexts(available: readonly string[], queries: readonly string[]): string[] {
   if (queries.length === 0) return [...available];
   const asked = new Set(queries);

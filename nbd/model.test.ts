@@ -1,13 +1,14 @@
-// Random commands over several connections against a plain array. Requests that overlap in time may end in any
-// order, so those in flight together touch separate ranges; neighbours share blocks and are unaligned on purpose.
+// Random commands over several connections against a plain array. Requests that overlap in time may end in
+// any order, so those in flight together touch separate ranges; neighbours share blocks and are unaligned on
+// purpose.
 
 import { afterEach, describe, expect, it } from "vitest";
 import { Prng } from "../src/base/prng.ts";
 import { NbdClient } from "./client.ts";
 import { heldBufferCount } from "./held-buffer.ts";
-import { MemoryBackend, type Pace } from "./memory-backend.ts";
 import { Style } from "./protocol.ts";
-import { cleanUp, startServer } from "./test-peer.ts";
+import { MemoryBackend, type Pace } from "./testing/memory-backend.ts";
+import { cleanUp, startServer } from "./testing/peer.ts";
 
 afterEach(cleanUp);
 

@@ -3,11 +3,13 @@
 //   arena block (256 KiB):  | sent ... | queued segment | gap of a pending read | committed | free ...
 //                                                                             start       end
 //
-// Small replies are built side by side in an arena block, so a batch of them is one piece of memory and one write;
-// a backend fills the place behind a reply's header itself. A read that is still pending keeps its place as a gap
-// (`detach`) and joins the queue when it ends. Large data is queued as a buffer of its own (`append`).
+// Small replies are built side by side in an arena block, so a batch of them is one piece of memory and one
+// write; a backend fills the place behind a reply's header itself. A read that is still pending keeps its
+// place as a gap (`detach`) and joins the queue when it ends. Large data is queued as a buffer of its own
+// (`append`).
 //   1. At most one batch is with the socket; what becomes ready meanwhile leaves together as the next batch.
-//   2. Each queued segment holds its block once, and so does each detached place; the arena holds its block once.
+//   2. Each queued segment holds its block once, and so does each detached place; the arena holds its block
+//      once.
 //   3. An idle connection owns no block: all connections share the pool's warm ones.
 //   4. After `dispose` nothing is written and every hold of rule 2 but the detached ones is gone.
 
@@ -17,7 +19,10 @@ import { HeldBuffer } from "./held-buffer.ts";
 /** Holds 32 replies of 4 KiB with room to spare; a unix socket takes about 200 KiB at once. */
 const ARENA_BYTES = 256 * KiB;
 
-/** Writes the pieces with one system call if it can, and calls back once when the socket has taken or dropped them. */
+/**
+ * Writes the pieces with one system call if it can, and calls back once when the socket has taken or dropped
+ * them.
+ */
 export type BatchWriter = (pieces: readonly Buffer[], written: () => void) => void;
 
 export class Outgoing {
@@ -70,7 +75,10 @@ export class Outgoing {
     this.#end += bytes;
   }
 
-  /** The reserved place is left to a pending request, which now holds the block and queues it with {@link append}. */
+  /**
+   * The reserved place is left to a pending request, which now holds the block and queues it with
+   * {@link append}.
+   */
   detach(bytes: number): HeldBuffer {
     this.#closeSegment();
     this.#start = this.#end += bytes;

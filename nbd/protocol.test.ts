@@ -11,7 +11,15 @@ import {
   replyBytes,
   Style,
 } from "./protocol.ts";
-import { compact, concat, extended, extendedChunk, simpleReply, structuredChunk, u32 } from "./test-peer.ts";
+import {
+  compact,
+  concat,
+  extended,
+  extendedChunk,
+  simpleReply,
+  structuredChunk,
+  u32,
+} from "./testing/peer.ts";
 
 function decoded(bytes: Buffer, style: Style): RequestHeader {
   const header = new RequestHeader();

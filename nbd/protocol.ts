@@ -1,6 +1,7 @@
-// The NBD wire format: every number and every byte layout of the protocol, each written once next to its decode.
-// Source: NetworkBlockDevice/nbd doc/proto.md and its extended-headers branch. Names are the protocol's.
-// All integers are big-endian. 64-bit values travel as two 32-bit halves: no BigInt on the hot path.
+// The NBD wire format: every number and every byte layout of the protocol, each written once next to its
+// decode. Source: NetworkBlockDevice/nbd doc/proto.md and its extended-headers branch. Names are the
+// protocol's. All integers are big-endian. 64-bit values travel as two 32-bit halves: no BigInt on the hot
+// path.
 
 import { readU64OrInfinity, writeU64 } from "../src/base/bytes.ts";
 import { KiB, MiB } from "../src/base/units.ts";
@@ -106,7 +107,10 @@ export const Chunk = {
 /** Set in every chunk type that is an error. */
 export const CHUNK_ERROR_BIT = 0x8000;
 
-/** What requests and replies look like, as agreed in the handshake. Ordered: each style can do what those below can. */
+/**
+ * What requests and replies look like, as agreed in the handshake. Ordered: each style can do what those
+ * below can.
+ */
 export const Style = { SIMPLE: 0, STRUCTURED: 1, EXTENDED: 2 } as const;
 export type Style = (typeof Style)[keyof typeof Style];
 
@@ -126,7 +130,10 @@ export const OPTION_REPLY_BYTES = 20;
 
 /** Longest string of the protocol: names, descriptions, queries, messages. */
 export const STRING_BYTES_MAX = 4096;
-/** Largest payload of a request or of a data chunk that this server takes or makes; what it advertises at most. */
+/**
+ * Largest payload of a request or of a data chunk that this server takes or makes; what it advertises at
+ * most.
+ */
 export const PAYLOAD_BYTES_MAX = 32 * MiB;
 /** A structured read of this size with DF may never be refused for its size. */
 export const DF_BYTES_ALWAYS = 64 * KiB;
@@ -163,7 +170,8 @@ export function requestBytes(style: Style): number {
   return style === Style.EXTENDED ? EXTENDED_REQUEST_BYTES : COMPACT_REQUEST_BYTES;
 }
 
-// Request:  0 magic u32 | 4 flags u16 | 6 type u16 | 8 cookie u64 | 16 offset u64 | 24 length (u32, extended: u64)
+// Request:  0 magic u32 | 4 flags u16 | 6 type u16 | 8 cookie u64 | 16 offset u64
+//           24 length (compact u32, extended u64)
 export function decodeRequest(buffer: Buffer, at: number, style: Style, into: RequestHeader): void {
   const extended = style === Style.EXTENDED;
   into.magicOk = buffer.readInt32BE(at) === (extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC);
@@ -204,7 +212,7 @@ export function encodeSimpleReply(buffer: Buffer, at: number, error: number, req
 }
 
 // Structured chunk:  0 magic u32 | 4 flags u16 | 6 type u16 | 8 cookie u64 | 16 payload length u32
-// Extended chunk:    0 magic u32 | 4 flags u16 | 6 type u16 | 8 cookie u64 | 16 request's offset u64 | 24 length u64
+// Extended chunk:    0 magic u32 | 4 flags u16 | 6 type u16 | 8 cookie u64 | 16 request's offset u64 | 24 u64
 /** Writes a chunk header; returns its length. The style is not SIMPLE; `payloadBytes` is below 2**32. */
 export function encodeChunk(
   buffer: Buffer,
@@ -302,7 +310,8 @@ export function encodeString32(text: string | Buffer): Buffer {
 }
 
 /**
- * `text` as UTF-8 of at most `bytesMax` bytes, cut between characters, without NUL: what the protocol calls a string.
+ * `text` as UTF-8 of at most `bytesMax` bytes, cut between characters, without NUL: what the protocol calls a
+ * string.
  */
 export function boundedUtf8(text: string, bytesMax: number = STRING_BYTES_MAX): Buffer {
   const bytes = Buffer.from(text.replaceAll("\0", " "));

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { HeldBuffer, heldBufferCount } from "./held-buffer.ts";
 import { type ReceiveSink, receiveAccepted, receiveByEvents, receivesDirectly } from "./receive.ts";
-import { cleanUp, onCleanUp } from "./test-peer.ts";
+import { cleanUp, onCleanUp } from "./testing/peer.ts";
 
 afterEach(cleanUp);
 
@@ -63,7 +63,8 @@ async function until(condition: () => boolean): Promise<void> {
 
 it("this Node still lets an accepted socket receive into our own buffers", async () => {
   const { socket } = await pair(new Gatherer(), true);
-  // When this fails, nbd/receive.ts has fallen back to `data` events: right, but large writes are four times as slow.
+  // When this fails, nbd/receive.ts has fallen back to `data` events: right, but large writes are four times
+  // as slow.
   expect(receivesDirectly(socket)).toBe(true);
 });
 

@@ -1,13 +1,14 @@
 // Bytes of a socket, straight into buffers that are reused.
 //
-// Node has no public way to set `onread` on an accepted socket, but a new socket around the accepted one's handle
-// takes it. That made 1 MiB writes four times as fast as `data` events, which allocate a buffer per read. It is in
-// this file only. Where a Node lacks the handle, `data` events do the same work; a test tells which one is in use.
+// Node has no public way to set `onread` on an accepted socket, but a new socket around the accepted one's
+// handle takes it. That made 1 MiB writes four times as fast as `data` events, which allocate a buffer per
+// read. It is in this file only. Where a Node lacks the handle, `data` events do the same work; a test tells
+// which one is in use.
 //   1. Bytes land in the sink's target if it has one (the rest of a large payload), else in a receive block.
-//   2. Bytes in a receive block are the sink's until `received` returns. To keep them longer it holds the block; the
-//      receiver then lets go of it and goes on with another.
-//   3. The place of the next read is settled when `received` or `filled` returns and may be written to until the next
-//      of these calls or until the socket has closed; the sink gives a target back no earlier.
+//   2. Bytes in a receive block are the sink's until `received` returns. To keep them longer it holds the
+//      block; the receiver then lets go of it and goes on with another.
+//   3. The place of the next read is settled when `received` or `filled` returns and may be written to until
+//      the next of these calls or until the socket has closed; the sink gives a target back no earlier.
 
 import net from "node:net";
 import { KiB } from "../src/base/units.ts";
@@ -17,8 +18,8 @@ import { HeldBuffer } from "./held-buffer.ts";
 const RECEIVE_BYTES = 256 * KiB;
 
 /**
- * Behind a large payload there is likely to be another one. Its header is read with little of it, so that the rest
- * lands in its own buffer without a copy; a read that fills this window goes on at once.
+ * Behind a large payload there is likely to be another one. Its header is read with little of it, so that the
+ * rest lands in its own buffer without a copy; a read that fills this window goes on at once.
  */
 const NARROW_BYTES = 4 * KiB;
 
@@ -83,8 +84,8 @@ export function receivesDirectly(socket: net.Socket): boolean {
 }
 
 /**
- * Takes over an accepted socket that has not begun to read (`pauseOnConnect`) and starts reading into `sink`. The
- * socket to use from now on is the one returned; it is half-open: the peer's end does not end it.
+ * Takes over an accepted socket that has not begun to read (`pauseOnConnect`) and starts reading into `sink`.
+ * The socket to use from now on is the one returned; it is half-open: the peer's end does not end it.
  */
 export function receiveAccepted(accepted: net.Socket, sink: ReceiveSink): net.Socket {
   if (!receivesDirectly(accepted)) {

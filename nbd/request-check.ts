@@ -1,4 +1,5 @@
-// What a server refuses before it asks the backend. A pure function of the request and the terms of the session.
+// What a server refuses before it asks the backend. A pure function of the request and the terms of the
+// session.
 
 import { NbdErrno } from "../src/base/errors.ts";
 import { Cmd, CmdFlags, COMMAND_NAMES, type RequestHeader, Style } from "./protocol.ts";
@@ -40,8 +41,8 @@ const WRITES: readonly boolean[] = [false, true, false, false, true, false, true
 const HAS_RANGE: readonly boolean[] = [true, true, false, false, true, true, true, true];
 
 /**
- * How many payload bytes follow the header; `Infinity` for 2**53 and more. A WRITE always has a payload: QEMU 10 as a
- * client leaves the payload flag out on extended sessions, and data must never be taken for requests.
+ * How many payload bytes follow the header; `Infinity` for 2**53 and more. A WRITE always has a payload: QEMU
+ * 10 as a client leaves the payload flag out on extended sessions, and data must never be taken for requests.
  */
 export function payloadBytesOf(request: RequestHeader, style: Style): number {
   if (request.type === Cmd.WRITE) return request.bytes;
@@ -91,7 +92,9 @@ export function nameOf(request: RequestHeader): string {
   return COMMAND_NAMES[request.type] ?? `command ${request.type}`;
 }
 
-/** A BLOCK_STATUS payload is a range length and one to all context ids; its range is checked when it is here. */
+/**
+ * A BLOCK_STATUS payload is a range length and one to all context ids; its range is checked when it is here.
+ */
 function filterRefusalOf(payloadBytes: number, terms: Terms): Refusal | undefined {
   const idCount = (payloadBytes - 8) / 4;
   if (idCount >= 1 && idCount <= terms.contextCount && Number.isInteger(idCount)) return undefined;

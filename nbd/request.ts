@@ -9,8 +9,8 @@ export interface RequestOwner {
 }
 
 /**
- * A request whose backend answered with a promise. Pooled together with its two callbacks, so that waiting for a
- * promise makes no closure. A request that ends at once needs none of this.
+ * A request whose backend answered with a promise. Pooled together with its two callbacks, so that waiting
+ * for a promise makes no closure. A request that ends at once needs none of this.
  */
 export class PendingRequest extends RequestHeader {
   owner: RequestOwner | undefined;
@@ -18,7 +18,9 @@ export class PendingRequest extends RequestHeader {
   block: HeldBuffer | undefined;
   /** What it counts for in the session's limit. */
   payloadBytes = 0;
-  /** READ: where the reply's head goes in `block`, the data right behind; -1 when the block holds data only. */
+  /**
+   * READ: where the reply's head goes in `block`, the data right behind; -1 when the block holds data only.
+   */
   headAt = -1;
   /** READ: `block` is an arena block of the outgoing queue. */
   detached = false;

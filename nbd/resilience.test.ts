@@ -1,12 +1,12 @@
-// Peers that send garbage, vanish, stall or never read; always with a second client that must not notice. Every
-// buffer must be back at the end, and the server must still serve.
+// Peers that send garbage, vanish, stall or never read; always with a second client that must not notice.
+// Every buffer must be back at the end, and the server must still serve.
 
 import { afterEach, describe, expect, it } from "vitest";
 import { Prng } from "../src/base/prng.ts";
 import { heldBufferCount } from "./held-buffer.ts";
-import { MemoryBackend, type Pace } from "./memory-backend.ts";
 import type { NbdServer } from "./server.ts";
 import { IN_FLIGHT_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, UNSENT_BYTES_MAX } from "./session.ts";
+import { MemoryBackend, type Pace } from "./testing/memory-backend.ts";
 import {
   cleanUp,
   compact,
@@ -23,7 +23,7 @@ import {
   u16,
   u32,
   u64,
-} from "./test-peer.ts";
+} from "./testing/peer.ts";
 
 afterEach(cleanUp);
 
@@ -258,6 +258,21 @@ it("stops reading at the limit of requests in flight and goes on as they end", a
   expect(cookies.size).toBe(count);
   peer.destroy();
   await settled(server, backend, before);
+}, 60_000);
+
+it("answers others between the reads of a flood", async () => {
+  const { path, backend, check } = await stage(atOnce);
+  const peer = await entered(path);
+  const count = 60_000;
+  peer.socket.resume();
+  peer.socket.write(Buffer.alloc(28 * count, compact({ type: FLUSH })));
+  let between = 0;
+  while (backend.count("flush") < count) {
+    await check();
+    if (backend.count("flush") < count) between++;
+  }
+  expect(between).toBeGreaterThan(0);
+  await peer.read(16 * count);
 }, 60_000);
 
 it("carries requests of a vanished client out, once, and gives their buffers back", async () => {

@@ -1,11 +1,11 @@
 import { readdirSync } from "node:fs";
 import net from "node:net";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { ManualClock } from "../src/base/clock.ts";
 import { heldBufferCount } from "./held-buffer.ts";
-import { MemoryBackend, type Pace } from "./memory-backend.ts";
 import { NbdServer } from "./server.ts";
+import { MemoryBackend, type Pace } from "./testing/memory-backend.ts";
 import {
   cleanUp,
   compact,
@@ -21,7 +21,7 @@ import {
   startServer,
   str,
   u16,
-} from "./test-peer.ts";
+} from "./testing/peer.ts";
 
 afterEach(cleanUp);
 
@@ -263,17 +263,13 @@ describe("listening", () => {
     await expect(second.listen(address)).rejects.toMatchObject({ code: "EADDRINUSE" });
   });
 
-  it("takes over a unix socket's name that nobody listens on, but never a live one", async () => {
+  it("has a unix socket's name cleared before it listens there, and never takes a live one", async () => {
     const { path } = await startServer();
-    const second = new NbdServer();
+    const cleared: string[] = [];
+    const second = new NbdServer({ clearStaleSocket: async (name) => void cleared.push(name) });
     await expect(second.listen({ path })).rejects.toMatchObject({ code: "EADDRINUSE" });
-    const stale = join(dirname(path), "stale");
-    // A listener that dies without closing leaves its name behind; a child process would do the same.
-    const { spawnSync } = await import("node:child_process");
-    const script = `require("net").createServer().listen(${JSON.stringify(stale)}, () => process.kill(process.pid, "SIGKILL"))`;
-    spawnSync(process.execPath, ["-e", script]);
-    await second.listen({ path: stale });
-    (await Peer.connect(stale)).destroy();
+    expect(cleared).toEqual([path]);
+    await second.listen({ path: `${path}-2` });
     await second.close(0);
     expect(readdirSync(dirname(path))).toEqual(["socket"]);
   });

@@ -12,12 +12,19 @@ export const HANDSHAKE_MS_DEFAULT = 10_000;
 export const GRACE_MS_DEFAULT = 10_000;
 
 export interface NbdServerOptions {
-  /** Connections at a time, negotiating ones included; more are closed on arrival. 0: no limit. Default 100. */
+  /**
+   * Connections at a time, negotiating ones included; more are closed on arrival. 0: no limit. Default 100.
+   */
   readonly maxConnections?: number;
   /** Time a client has to enter an export. 0: no limit. Default 10 s. */
   readonly handshakeMs?: number;
   /** Name of the export that a client gets who asks for "" when no export has that name. */
   readonly defaultExport?: string;
+  /**
+   * Removes the name of a unix socket if a server that is gone left it behind; called before listening there.
+   * Without it such a name is in the way. This folder does not touch files itself.
+   */
+  readonly clearStaleSocket?: (path: string) => Promise<void>;
   readonly clock?: Clock;
   readonly logger?: Logger;
 }
@@ -46,6 +53,7 @@ export class NbdServer {
   readonly #logger: Logger;
   readonly #clock: Clock;
   readonly #defaultExport: string;
+  readonly #clearStaleSocket: (path: string) => Promise<void>;
   #maxConnections: number;
   #closing = false;
   #onNoConnections: (() => void) | undefined;
@@ -54,6 +62,7 @@ export class NbdServer {
     this.#maxConnections = options.maxConnections ?? MAX_CONNECTIONS_DEFAULT;
     this.#logger = options.logger ?? silentLogger;
     this.#clock = options.clock ?? systemClock;
+    this.#clearStaleSocket = options.clearStaleSocket ?? (async () => {});
     this.#defaultExport = options.defaultExport ?? "";
     this.#host = this.#connectionHost(options.handshakeMs ?? HANDSHAKE_MS_DEFAULT);
   }
@@ -65,6 +74,7 @@ export class NbdServer {
    */
   async listen(address: ListenAddress): Promise<ListenAddress> {
     if (this.#closing) throw new BlockError("ESHUTDOWN", "the NBD server is shutting down");
+    if ("path" in address) await this.#clearStaleSocket(address.path);
     const listener = await listen(
       address,
       (socket) => this.#accept(socket),
@@ -127,8 +137,8 @@ export class NbdServer {
 
   /**
    * Stops listening, lets requests under way end while later ones get ESHUTDOWN, closes all connections.
-   * @returns whether all that was done within `graceMs`; otherwise connections were cut, and false may also mean that
-   * a backend still works on a request.
+   * @returns whether all that was done within `graceMs`; otherwise connections were cut, and false may also
+   * mean that a backend still works on a request.
    */
   async close(graceMs: number = GRACE_MS_DEFAULT): Promise<boolean> {
     this.#closing = true;

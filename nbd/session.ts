@@ -1,13 +1,15 @@
 // The transmission phase of one connection: bytes in, requests started, replies queued.
 //
-//   socket read --> consume: header, header+payload, header ... --> Commands --> Outgoing --> one write per turn
+//   socket read --> consume: header, header+payload, header ... --> Commands --> Outgoing --> one write
 //
 //   1. Everything that one read brought is started before anything is sent.
-//   2. A payload that is complete in the receive block is used there; a larger one is gathered into a pooled buffer,
-//      the rest of it straight from the socket (`target`, `filled`).
+//   2. A payload that is complete in the receive block is used there; a larger one is gathered into a pooled
+//      buffer, the rest of it straight from the socket (`target`, `filled`).
 //   3. The payload of a refused request is skipped, never parsed and never kept.
-//   4. At a limit no further header is looked at: the connection stops reading until requests end or replies leave.
-//   5. After DISC, a protocol error or the peer's end no further request is started; those under way are carried out.
+//   4. At a limit no further header is looked at: the connection stops reading until requests end or replies
+//      leave.
+//   5. After DISC, a protocol error or the peer's end no further request is started; those under way are
+//      carried out.
 
 import { readU64OrInfinity } from "../src/base/bytes.ts";
 import { NbdErrno } from "../src/base/errors.ts";
@@ -30,12 +32,17 @@ import { payloadBytesOf, type Refusal, rangeRefusalOf, refusalOf, type Terms } f
 
 /** Requests of one connection that wait for the backend; at the limit the socket is not read. */
 export const REQUESTS_IN_FLIGHT_MAX = 8192;
-/** Their payload bytes; one more request may begin just below the limit, so the peak is this plus one payload. */
+/**
+ * Their payload bytes; one more request may begin just below the limit, so the peak is this plus one payload.
+ */
 export const IN_FLIGHT_BYTES_MAX = 32 * MiB;
 /** Reply bytes that the peer has not taken; the peak is this plus what was in flight when it was reached. */
 export const UNSENT_BYTES_MAX = 8 * MiB;
 
-/** From this size on the rest of a payload is read to its place; below, a read that brings more requests saves more. */
+/**
+ * From this size on the rest of a payload is read to its place; below, a read that brings more requests saves
+ * more.
+ */
 const DIRECT_BYTES_MIN = 32 * KiB;
 
 /** What the handshake settled. */
@@ -61,6 +68,8 @@ const SHUTTING_DOWN: Refusal = {
 export class Session implements Terms {
   readonly style: Style;
   readonly contextCount: number;
+  /** What the handshake told; asked once, since a backend may build its answer anew each time. */
+  readonly blockMinimum: number;
   readonly payloadMax: number;
   readonly #backend: NbdBackend;
   readonly #out: Outgoing;
@@ -78,6 +87,8 @@ export class Session implements Terms {
   /** Payload bytes of the refused `#header` still to skip, and why it was refused. */
   #skipBytes = 0;
   #refusal: Refusal | undefined;
+  /** Headers handled so far. */
+  requestCount = 0;
   #stopped = false;
   #shuttingDown = false;
   #drainedTold = false;
@@ -85,7 +96,9 @@ export class Session implements Terms {
   constructor(backend: NbdBackend, agreement: Agreement, out: Outgoing, host: SessionHost) {
     this.style = agreement.style;
     this.contextCount = agreement.contexts.length;
-    this.payloadMax = Math.min(backend.blockSize.maximum, PAYLOAD_BYTES_MAX);
+    const { minimum, maximum } = backend.blockSize;
+    this.blockMinimum = minimum;
+    this.payloadMax = Math.min(maximum, PAYLOAD_BYTES_MAX);
     this.#backend = backend;
     this.#out = out;
     this.#host = host;
@@ -105,10 +118,6 @@ export class Session implements Terms {
 
   get readOnly(): boolean {
     return this.#backend.readOnly;
-  }
-
-  get blockMinimum(): number {
-    return this.#backend.blockSize.minimum;
   }
 
   /** Requests under way at the backend. */
@@ -186,9 +195,12 @@ export class Session implements Terms {
     this.stop();
   }
 
-  /** Handles the decoded header; its payload, if any, begins at `at`. Returns where the next request begins. */
+  /**
+   * Handles the decoded header; its payload, if any, begins at `at`. Returns where the next request begins.
+   */
   #begin(block: HeldBuffer, at: number, end: number): number {
     const header = this.#header;
+    this.requestCount++;
     if (!header.magicOk || header.type === Cmd.DISC) {
       this.stop();
       return end;
@@ -211,7 +223,7 @@ export class Session implements Terms {
   }
 
   #refuseAndStop(refusal: Refusal | undefined, end: number): number {
-    const message = `a payload of ${this.#header.bytes} bytes is above the maximum of ${this.payloadMax} bytes`;
+    const message = `a payload of ${this.#header.bytes} bytes is above the maximum, ${this.payloadMax}`;
     const { errno, message: reason } = refusal ?? { errno: NbdErrno.EINVAL, message };
     this.#replies.error(this.#header, errno, `${reason}; the connection ends`);
     this.stop();

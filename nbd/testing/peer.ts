@@ -1,12 +1,12 @@
-// For tests: a peer that sends exactly the bytes it is told to, and the fields that NBD messages are built of. The
-// fields are written here a second time on purpose: a mistake in protocol.ts must not hide itself.
+// For tests: a peer that sends exactly the bytes it is told to, and the fields that NBD messages are built
+// of. The fields are written here a second time on purpose: a mistake in protocol.ts must not hide itself.
 
 import { mkdtempSync, rmSync } from "node:fs";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { HandshakeFlags } from "./protocol.ts";
-import { NbdServer, type NbdServerOptions } from "./server.ts";
+import { HandshakeFlags } from "../protocol.ts";
+import { NbdServer, type NbdServerOptions } from "../server.ts";
 
 export function u16(value: number): Buffer {
   const bytes = Buffer.alloc(2);

@@ -1,7 +1,7 @@
-import type { Completion } from "../src/base/completion.ts";
-import { BlockError, nbdErrno } from "../src/base/errors.ts";
-import { KiB, MiB } from "../src/base/units.ts";
-import { type NbdBackend, StatusFlags, type StatusSink } from "./backend.ts";
+import type { Completion } from "../../src/base/completion.ts";
+import { BlockError, nbdErrno } from "../../src/base/errors.ts";
+import { KiB, MiB } from "../../src/base/units.ts";
+import { type NbdBackend, StatusFlags, type StatusSink } from "../backend.ts";
 
 /** Bytes that share one state: hole, zero or data. */
 const GRANULE_BYTES = 4 * KiB;
@@ -20,7 +20,10 @@ export interface MemoryBackendOptions {
   readonly pace?: Pace;
 }
 
-/** A disk in memory that knows holes, for tests and measurements. Its depth context tells 1 for data and 0 for holes. */
+/**
+ * A disk in memory that knows holes, for tests and measurements. Its depth context tells 1 for data and 0 for
+ * holes.
+ */
 export class MemoryBackend implements NbdBackend {
   readonly readOnly: boolean;
   readonly description: string | undefined;
