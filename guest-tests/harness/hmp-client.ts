@@ -29,8 +29,12 @@ export class HmpClient {
   }
 
   /** Connects to a monitor's unix socket and reads its greeting up to the first prompt. */
-  static async connect(path: string): Promise<HmpClient> {
-    const socket = createConnection(path);
+  static connect(path: string): Promise<HmpClient> {
+    return HmpClient.over(createConnection(path));
+  }
+
+  /** The same over a connection that is there already, or on its way. */
+  static async over(socket: Socket): Promise<HmpClient> {
     const client = new HmpClient(socket);
     await client.#untilPrompt("(the greeting)");
     return client;

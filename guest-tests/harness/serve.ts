@@ -18,6 +18,8 @@ export interface ServePlan extends ChainPlan {
   /** Only the top is named; the rest follows from the links on disk. */
   readonly byLinks?: boolean;
   readonly nodeName?: (letter: string) => string;
+  /** Further arguments of the daemon. */
+  readonly more?: readonly string[];
   readonly where?: "inMemory" | "onDisk";
   /** Looks at the images before the daemon has them: copies are made here. */
   readonly before?: (chain: Chain) => Promise<void>;
@@ -31,7 +33,7 @@ export async function serveChain(plan: ServePlan = {}): Promise<Served> {
   return { directory, chain, ...(await serveAgain(chain, plan)) };
 }
 
-/** Starts a daemon on a chain that is there; its layers are those of `plan.letters` or all. */
+/** Starts a daemon on a chain that is there. */
 export async function serveAgain(
   chain: Chain,
   plan: ServePlan = {},
@@ -44,11 +46,13 @@ export async function serveAgain(
     ...nbdServerArguments(chain.directory),
     ...nodes,
     ...exportArguments(nodeName(chain.top), device),
+    ...(plan.more ?? []),
   ]);
   return { daemon, uri: daemon.uri(device) };
 }
 
 /** A writable export of a node under a name of its own. */
 export function exportArguments(nodeName: string, device: string, more = "writable=on"): string[] {
-  return ["--export", `type=nbd,id=export-of-${device},node-name=${nodeName},name=${device},${more}`];
+  const id = `export-of-${device.replaceAll(" ", "-")}`;
+  return ["--export", `type=nbd,id=${id},node-name=${nodeName},name=${device},${more}`];
 }

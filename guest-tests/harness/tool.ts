@@ -79,3 +79,33 @@ export async function runToFailure(program: string, ...args: readonly string[]):
   if (outcome.code === 0) throw new Error(`${program} ${args.join(" ")}\nsucceeded, though it must not`);
   return outcome.stdout + outcome.stderr;
 }
+
+/** qemu-io that has an image open for writing, until it is told to let go. */
+export class HeldImage {
+  readonly #child: ChildProcess;
+  readonly #closed: Promise<void>;
+
+  private constructor(child: ChildProcess) {
+    this.#child = child;
+    this.#closed = new Promise((resolve) => child.on("close", () => resolve()));
+    onTestFinished(() => {
+      child.kill("SIGKILL");
+    });
+  }
+
+  static async hold(filename: string): Promise<HeldImage> {
+    const child = spawn("qemu-io", ["-f", "qcow2", filename], { stdio: ["pipe", "pipe", "inherit"] });
+    const held = new HeldImage(child);
+    // Its prompt comes when the image is open.
+    await new Promise<void>((resolve, reject) => {
+      child.stdout.once("data", () => resolve());
+      child.once("error", reject);
+    });
+    return held;
+  }
+
+  async release(): Promise<void> {
+    this.#child.stdin!.end("quit\n");
+    await this.#closed;
+  }
+}
