@@ -210,13 +210,13 @@ export class Graph {
    * monitor. Guest requests wait meanwhile. On an error nothing has changed. Runs inside `exclusively`.
    */
   async append(node: BlockNode, overlay: BlockNode): Promise<void> {
-    this.#refuseUnfitOverlay(node, overlay);
+    this.refuseUnfitOverlay(node, overlay);
     const drained = new Set<BlockNode>();
     try {
       await this.#drainFromAbove(node, overlay, drained);
       await node.driver.flush();
       // Others may have come and gone during these waits.
-      this.#refuseUnfitOverlay(node, overlay);
+      this.refuseUnfitOverlay(node, overlay);
       this.#insertAbove(node, overlay, drained);
     } finally {
       for (const each of [...drained].reverse()) each.resume();
@@ -298,7 +298,8 @@ export class Graph {
     if (!writable) link.needs = Permission.CONSISTENT_READ;
   }
 
-  #refuseUnfitOverlay(node: BlockNode, overlay: BlockNode): void {
+  /** What `append` asks first, for callers that want to know before they change anything. @throws BlockError */
+  refuseUnfitOverlay(node: BlockNode, overlay: BlockNode): void {
     if (overlay === node) throw new BlockError("EINVAL", "The overlay is already in use");
     for (const each of [node, overlay]) {
       each.refuseBlocked();

@@ -1,0 +1,31 @@
+import { BlockError } from "../../base/errors.ts";
+import { fsError } from "../../sys/host-error.ts";
+
+/** Where a socket listens or connects. */
+export type SocketAddress =
+  | { readonly kind: "unix"; readonly path: string }
+  | { readonly kind: "inet"; readonly host: string; readonly port: number }
+  | { readonly kind: "fd"; readonly fd: number };
+
+/** The error for an address that cannot be listened on, in QEMU's words. */
+export function bindError(address: SocketAddress, error: unknown): BlockError {
+  if (address.kind === "unix") return fsError(error, `Failed to bind socket to ${address.path}`);
+  if (address.kind === "fd") return fsError(error, `Failed to listen on descriptor ${address.fd}`);
+  const code = (error as NodeJS.ErrnoException).code;
+  if (code === "EADDRINUSE") {
+    return new BlockError(
+      "EADDRINUSE",
+      `Failed to find an available port: Address already in use (${address.host}:${address.port})`,
+      error,
+    );
+  }
+  if (code === "ENOTFOUND" || code === "EAI_AGAIN") {
+    const place = `${address.host}:${address.port}`;
+    return new BlockError(
+      "EINVAL",
+      `address resolution failed for ${place}: ${code === "ENOTFOUND" ? "Name or service not known" : "Temporary failure in name resolution"}`,
+      error,
+    );
+  }
+  return fsError(error, `Failed to listen on ${address.host}:${address.port}`);
+}

@@ -1,0 +1,56 @@
+import type { Clock } from "../../base/clock.ts";
+import { BlockError } from "../../base/errors.ts";
+import type { Logger } from "../../base/logger.ts";
+import { isIdentifier } from "../identifiers.ts";
+import { type ChardevBackend, openChardev } from "./backend.ts";
+import type { Chardev, Frontend } from "./chardev.ts";
+
+/** Character devices by id, and which of them are in use. */
+export class ChardevTable {
+  readonly #chardevs = new Map<string, Chardev>();
+  readonly #used = new Set<string>();
+  readonly #logger: Logger;
+  readonly #clock: Clock;
+
+  constructor(logger: Logger, clock: Clock) {
+    this.#logger = logger;
+    this.#clock = clock;
+  }
+
+  /** Oldest first. */
+  get all(): Chardev[] {
+    return [...this.#chardevs.values()];
+  }
+
+  /** @throws BlockError in QEMU's words */
+  async add(id: string, backend: ChardevBackend): Promise<void> {
+    if (!isIdentifier(id)) throw new BlockError("EINVAL", "Parameter 'id' expects an identifier");
+    if (this.#chardevs.has(id)) throw new BlockError("EEXIST", `Chardev with id '${id}' already exists`);
+    this.#chardevs.set(id, await openChardev(id, backend, this.#clock));
+    this.#logger.debug(`chardev '${id}': ${this.#chardevs.get(id)!.filename}`);
+  }
+
+  /** Gives the device its user. @throws BlockError in QEMU's words */
+  attach(id: string, frontend: Frontend): void {
+    const chardev = this.#chardevs.get(id);
+    if (chardev === undefined) throw new BlockError("EINVAL", `chardev "${id}" not found`);
+    if (this.#used.has(id)) throw new BlockError("EBUSY", `chardev '${id}' is already in use`);
+    this.#used.add(id);
+    chardev.attach(frontend);
+  }
+
+  /** @throws BlockError in QEMU's words */
+  async remove(id: string): Promise<void> {
+    const chardev = this.#chardevs.get(id);
+    if (chardev === undefined) throw new BlockError("EINVAL", `Chardev '${id}' not found`);
+    if (this.#used.has(id)) throw new BlockError("EBUSY", `Chardev '${id}' is busy`);
+    this.#chardevs.delete(id);
+    await chardev.close();
+  }
+
+  async closeAll(): Promise<void> {
+    const chardevs = this.all;
+    this.#chardevs.clear();
+    for (const chardev of chardevs) await chardev.close();
+  }
+}

@@ -1,0 +1,87 @@
+import { BlockError } from "../../base/errors.ts";
+import { isInChain } from "../../block/chain.ts";
+import type { BlockNode } from "../../block/node.ts";
+import { reportChain } from "../chain-report.ts";
+import { type Command, command } from "../command.ts";
+import { createImage } from "../create-image.ts";
+import { CreateJob } from "../create-job.ts";
+import type { Daemon } from "../daemon.ts";
+import { createOptions } from "../qapi/block.ts";
+import { any, type Infer, str, struct } from "../qapi/types.ts";
+
+const changeData = struct("ChangeBackingFileArguments", "", {
+  device: str,
+  "image-node-name": str,
+  "backing-file": str,
+});
+
+/** Writes another name into a backing link; the graph stays as it is. */
+async function changeBackingFile(daemon: Daemon, args: Infer<typeof changeData>): Promise<void> {
+  const top = daemon.nodeOrDevice(args.device);
+  if (daemon.graph.parentsOf(top).length > 0 || top.blockers.size > 0) {
+    throw new BlockError("EINVAL", "Need a root block node");
+  }
+  const image = daemon.lookUp(undefined, args["image-node-name"]);
+  const { backing } = image;
+  if (backing === undefined) {
+    throw new BlockError("EINVAL", "not allowing backing file change on an image without a backing file");
+  }
+  if (!isInChain(top, image)) {
+    throw new BlockError("EINVAL", `'${args.device}' and image file are not in the same chain`);
+  }
+  await daemon.graph.exclusively(() => writeLink(daemon, image, args["backing-file"], backing.driverName));
+}
+
+async function writeLink(daemon: Daemon, image: BlockNode, file: string, format: string): Promise<void> {
+  image.refuseBlocked();
+  if (image.driver.changeBackingLink === undefined) {
+    throw new BlockError("ENOTSUP", `Driver '${image.driverName}' has no backing link`);
+  }
+  const wasReadOnly = image.readOnly;
+  await daemon.graph.setWritable(image, true);
+  try {
+    await image.quiesce();
+    try {
+      await image.driver.changeBackingLink(file, format);
+    } finally {
+      image.resume();
+    }
+  } finally {
+    if (wasReadOnly) await daemon.graph.setWritable(image, false);
+  }
+}
+
+export const IMAGE_COMMANDS: readonly Command[] = [
+  command({
+    name: "blockdev-create",
+    doc: "Makes an image, as a job: query-jobs tells how it went, job-dismiss forgets it.",
+    data: struct("BlockdevCreateArguments", "", { "job-id": str, options: createOptions }),
+    run(daemon, { "job-id": id, options }) {
+      daemon.jobs.checkId(id);
+      daemon.jobs.start(new CreateJob(id, () => createImage(daemon, options), daemon.jobs, daemon.clock));
+    },
+  }),
+  command({
+    name: "change-backing-file",
+    doc: "Writes another name into the backing link of an image.",
+    data: changeData,
+    run: changeBackingFile,
+  }),
+  command({
+    name: "x-strata-query-chain",
+    doc: "Tells of each image of a chain what it holds, what of it the guest sees, and what it hides. Sizes in bytes.",
+    data: struct("QueryChainArguments", "", { "node-name": str }),
+    returns: any,
+    run: (daemon, args) => reportChain(daemon.nodeOrDevice(args["node-name"])),
+  }),
+  command({
+    name: "x-strata-query-counters",
+    doc: "Tells what a node has served and what its driver counts: locks, caches.",
+    data: struct("QueryCountersArguments", "", { "node-name": str }),
+    returns: any,
+    run(daemon, args) {
+      const node = daemon.nodeOrDevice(args["node-name"]);
+      return { node: { ...node.counters }, driver: { ...node.driverCounters() } };
+    },
+  }),
+];

@@ -1,0 +1,96 @@
+// Objects that a command line written for the reference may name.
+
+import { alternate, array, bool, enumeration, int, str, struct, union } from "./types.ts";
+
+const eventLoop = { "?aio-max-batch": int, "?thread-pool-min": int, "?thread-pool-max": int } as const;
+
+const iothread = struct("IothreadProperties", "A thread of the reference; this program has one loop.", {
+  ...eventLoop,
+  "?poll-max-ns": int,
+  "?poll-grow": int,
+  "?poll-shrink": int,
+});
+
+const secret = struct("SecretProperties", "A secret for later use.", {
+  "?data": str,
+  "?file": str,
+  "?loaded": bool,
+  "?format": enumeration("QCryptoSecretFormat", ["raw", "base64"]),
+  "?keyid": str,
+  "?iv": str,
+});
+
+const limitNames = ["iops", "bps"].flatMap((unit) =>
+  ["total", "read", "write"].flatMap((kind) => [
+    `?${unit}-${kind}`,
+    `?${unit}-${kind}-max`,
+    `?${unit}-${kind}-max-length`,
+  ]),
+);
+
+const limits = struct("ThrottleLimits", "Limits of requests and bytes per second.", {
+  ...Object.fromEntries(limitNames.map((name) => [name, int])),
+  "?iops-size": int,
+});
+
+const throttleGroup = struct("ThrottleGroupProperties", "Limits that nodes share.", { "?limits": limits });
+
+const tlsBase = {
+  "?verify-peer": bool,
+  "?dir": str,
+  "?endpoint": enumeration("QCryptoTLSCredsEndpoint", ["client", "server"]),
+  "?priority": str,
+} as const;
+
+const tlsAnon = struct("TlsCredsAnonProperties", "", tlsBase);
+const tlsPsk = struct("TlsCredsPskProperties", "", { ...tlsBase, "?username": str });
+const tlsX509 = struct("TlsCredsX509Properties", "", {
+  ...tlsBase,
+  "?loaded": bool,
+  "?passwordid": str,
+  "?sanity-check": bool,
+});
+
+const cpuList = array(alternate<number | string>("CpuNumber", "", () => [int, str]));
+
+/** What `object-add` takes. */
+export const objectOptions = union(
+  "ObjectOptions",
+  "An object with an id.",
+  struct("ObjectOptionsBase", "", {
+    "qom-type": enumeration("ObjectType", [
+      "authz-list",
+      "authz-simple",
+      "iothread",
+      "main-loop",
+      "pr-manager-helper",
+      "secret",
+      "thread-context",
+      "throttle-group",
+      "tls-creds-anon",
+      "tls-creds-psk",
+      "tls-creds-x509",
+    ]),
+    id: str,
+  }),
+  "qom-type",
+  {
+    "authz-list": struct("AuthZListProperties", "", {
+      "?policy": enumeration("QAuthZListPolicy", ["deny", "allow"]),
+      "?rules": array(struct("QAuthZListRule", "", { match: str, policy: str, "?format": str })),
+    }),
+    "authz-simple": struct("AuthZSimpleProperties", "", { identity: str }),
+    iothread,
+    "main-loop": struct("MainLoopProperties", "", eventLoop),
+    "pr-manager-helper": struct("PrManagerHelperProperties", "", { path: str }),
+    secret,
+    "thread-context": struct("ThreadContextProperties", "", {
+      "?cpu-affinity": cpuList,
+      "?node-affinity": cpuList,
+    }),
+    "throttle-group": throttleGroup,
+    "tls-creds-anon": tlsAnon,
+    "tls-creds-psk": tlsPsk,
+    "tls-creds-x509": tlsX509,
+  },
+);
