@@ -12,18 +12,19 @@ import { run } from "./harness/tool.ts";
 const DISK = 128 * MiB;
 
 const MERGES = [
-  { top: "E", base: "A", left: "A E", seed: 11 },
-  { top: "D", base: "B", left: "A B D E", seed: 12 },
-  { top: "D", base: "A", left: "A D E", seed: 13 },
-  { top: "E", base: undefined, left: "E", seed: 14 },
+  { top: "E", base: "A", left: "A E", seed: 11, where: "inMemory" },
+  { top: "D", base: "B", left: "A B D E", seed: 12, where: "inMemory" },
+  { top: "D", base: "A", left: "A D E", seed: 13, where: "onDisk" },
+  { top: "E", base: undefined, left: "E", seed: 14, where: "inMemory" },
 ] as const;
 
-it.each(MERGES)("fio during the merge of $top onto $base", async ({ top, base, left, seed }) => {
+it.each(MERGES)("fio during the merge of $top onto $base", async ({ top, base, left, seed, where }) => {
   let copy = "";
   const { directory, chain, daemon, uri } = await serveChain({
     bytes: DISK,
     bytesPerLayer: 24 * MiB,
     seed,
+    where,
     base: seed % 2 === 0 ? "raw" : "qcow2",
     before: async (built) => {
       copy = await built.copyOf("E");

@@ -58,7 +58,8 @@ it.each(groups)(
   },
 );
 
-async function killedMerge(template: Chain, copy: string, seed: number): Promise<void> {
+/** One round; gives how many flushes were answered before the kill. */
+async function killedMerge(template: Chain, copy: string, seed: number): Promise<number> {
   const prng = new Prng(seed);
   const merge = MERGES[seed % MERGES.length]!;
   const chain = await template.cloneTo(scratchDirectory());
@@ -76,6 +77,7 @@ async function killedMerge(template: Chain, copy: string, seed: number): Promise
   const found = await chain.copyOf("E");
   expect(writer.brokenPromises(readFileSync(found), readFileSync(copy))).toEqual([]);
   await streamAgain(chain, merge, found);
+  return writer.flushed;
 }
 
 /** Slowly enough that the job is still copying when the daemon dies. */

@@ -260,6 +260,36 @@ it("copies a disk to another place while the guest writes: snapshot there, then 
   await compareImages(target, copy, "qcow2");
 });
 
+it("takes snapshots on top while an image below is merged", async () => {
+  let copy = "";
+  const { directory, chain, daemon, uri } = await serveChain({
+    before: async (built) => {
+      copy = await built.copyOf("E");
+    },
+  });
+  const { qmp } = daemon;
+  await qmp.execute("block-stream", { "job-id": "merge", device: "D", "base-node": "B", speed: SLOW });
+  for (const [below, above] of [
+    ["E", "F"],
+    ["F", "G"],
+  ] as const) {
+    const file = { "snapshot-file": path.join(directory, `file-${above}.img`), "snapshot-node-name": above };
+    await qmp.execute("blockdev-snapshot-sync", { "node-name": below, ...file });
+    await compareImages(uri, copy);
+  }
+  await run("qemu-io", "-f", "raw", "-c", "write -q -P 77 5M 300k", uri);
+  await run("qemu-io", "-f", "raw", "-c", "write -q -P 77 5M 300k", copy);
+  await qmp.execute("block-job-set-speed", { device: "merge", speed: 0 });
+  await qmp.waitForEnd("merge");
+  const top = path.join(directory, "file-G.img");
+  expect(await lettersOnDisk(top)).toBe("A B D E F G");
+  await compareImages(uri, copy);
+  await daemon.quit();
+  rmSync(chain.file("C"));
+  for (const letter of ["D", "E", "F", "G"]) await checkClean(path.join(directory, `file-${letter}.img`));
+  await compareImages(top, copy, "qcow2");
+});
+
 it("serves a merged chain again from its links, as if it had never been longer", async () => {
   let copy = "";
   const { chain, daemon } = await serveChain({
