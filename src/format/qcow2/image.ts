@@ -8,6 +8,7 @@
 //
 // Everything here is in memory and changes within one turn of the loop; what waits for the host is in the parts.
 
+import { assert } from "../../base/assert.ts";
 import type { Clock } from "../../base/clock.ts";
 import type { Completion } from "../../base/completion.ts";
 import { BlockError } from "../../base/errors.ts";
@@ -95,7 +96,11 @@ export class Image {
     this.clusterSize = this.geometry.clusterSize;
     this.l1 = l1;
     this.locks = new ClusterLocks(parts.clock);
-    const onPressure = () => this.flusher.writeBack();
+    // Asked for in the middle of a change; the write-back takes its copies when that is complete.
+    const onPressure = async () => {
+      await Promise.resolve();
+      await this.flusher.writeBack();
+    };
     this.l2 = new TableCache({
       sliceBytes: Math.min(this.clusterSize, SLICE_BYTES_MAX),
       capacityBytes: parts.l2CacheBytes,
@@ -285,6 +290,7 @@ export class Image {
     const perTable = this.clusterSize / this.l2.sliceBytes;
     const l1Index = Math.floor(index / perTable);
     const table = entryOffset(this.l1.words[l1Index * 2]!, this.l1.words[l1Index * 2 + 1]!);
+    assert(table > 0, `L2 slice ${index} has no table`);
     return table + (index % perTable) * this.l2.sliceBytes;
   }
 

@@ -7,6 +7,7 @@
 //   2. A refcount is lowered only after the entry that pointed to the cluster is durably gone (deferred-frees.ts).
 //   3. A refcount table entry is written only after the block that it points to is durable (flusher.ts).
 
+import { assert } from "../../base/assert.ts";
 import type { Completion } from "../../base/completion.ts";
 import { BlockError } from "../../base/errors.ts";
 import type { BlockNode } from "../../block/node.ts";
@@ -68,10 +69,9 @@ export class Refcounts {
   /** Where slice `index` stands in the file. Its block must exist. */
   sliceOffset(index: number): number {
     const first = index * this.sliceEntries;
-    const block = this.blockIndex(first);
-    return (
-      this.blockOffset(block) + ((first % this.blockEntries) / this.sliceEntries) * this.cache.sliceBytes
-    );
+    const block = this.blockOffset(this.blockIndex(first));
+    assert(block > 0, `refcount slice ${index} has no block`);
+    return block + ((first % this.blockEntries) / this.sliceEntries) * this.cache.sliceBytes;
   }
 
   /** The refcount at `entry` of a slice; those of 2**53 and more are not exact. */
@@ -99,11 +99,10 @@ export class Refcounts {
   }
 
   #fetch(index: number, bytes: Buffer): Completion {
-    const offset = this.sliceOffset(index);
     const block = this.blockOffset(this.blockIndex(index * this.sliceEntries));
     if (block === 0 || block % this.clusterSize !== 0 || !Number.isSafeInteger(block + this.clusterSize)) {
       throw new BlockError("IMAGE_CORRUPT", `Refcount block offset ${block} is not aligned to a cluster`);
     }
-    return this.#file.read(offset, this.cache.sliceBytes, bytes, 0);
+    return this.#file.read(this.sliceOffset(index), this.cache.sliceBytes, bytes, 0);
   }
 }

@@ -4,9 +4,10 @@
 //   header extension 0x53545241 "STRA", 8 bytes:  | state u8: 0 closed, 1 in use | 7 bytes zero |
 //
 //   1. To others it is an unknown extension, which the specification tells them to ignore and to keep.
-//   2. It is changed in place. It is put in as the last extension, by writes inside one sector each; a backing file name
-//      that stands in the way is copied further back first:
-//        name at its new place -> flush -> backing_file_offset -> flush -> MARK, END
+//   2. It is changed in place. It is put in as the last extension: what stands behind END now is written first, then its
+//      own type and length replace END, eight bytes in one sector. A backing file name that stands in the way is copied
+//      further back before:
+//        name at its new place -> flush -> backing_file_offset -> flush -> state, END -> flush -> "STRA", 8
 //   3. Where that does not go (the header is full), the image has none; its leaks wait for a check by hand.
 
 import { readU64, writeU64 } from "../../base/bytes.ts";
@@ -18,7 +19,6 @@ import { ExtensionMagic, type HeaderExtension } from "./header-extensions.ts";
 export const USE_MARKER_MAGIC = 0x53545241;
 const MARKER_BYTES = 16;
 const MARKER_DATA_BYTES = 8;
-const SECTOR_BYTES = 512;
 const STATE_CLOSED = 0;
 const STATE_IN_USE = 1;
 
@@ -27,9 +27,10 @@ export function isMarkedInUse(header: Qcow2Header): boolean {
   return markerOf(header)?.data[0] === STATE_IN_USE;
 }
 
-/** Marks the image as in use; to be durable before a leak can be. */
-export function markInUse(file: BlockNode, header: Qcow2Header): Promise<void> {
-  return setState(file, header, STATE_IN_USE);
+/** Marks the image as in use, durably: before refcounts that may count leaks are written. */
+export async function markInUse(file: BlockNode, header: Qcow2Header): Promise<void> {
+  await setState(file, header, STATE_IN_USE);
+  await file.flush();
 }
 
 /** Marks the image as closed, if it was marked. */
@@ -75,15 +76,16 @@ function findExtensions(area: Buffer): { markerAt: number | undefined; endAt: nu
 
 async function insert(file: BlockNode, header: Qcow2Header, area: Buffer, endAt: number): Promise<void> {
   const newEnd = endAt + MARKER_BYTES + 8;
-  const oneSector = Math.floor(endAt / SECTOR_BYTES) === Math.floor((newEnd - 1) / SECTOR_BYTES);
-  if (!oneSector || newEnd > area.length) return;
+  if (newEnd > area.length) return;
   const nameAt = readU64(area, 8);
   if (nameAt !== 0 && nameAt < newEnd && !(await moveName(file, area, nameAt, newEnd))) return;
   area.fill(0, endAt, newEnd);
   area.writeUInt32BE(USE_MARKER_MAGIC, endAt);
   area.writeUInt32BE(MARKER_DATA_BYTES, endAt + 4);
   area[endAt + 8] = STATE_IN_USE;
-  await file.write(endAt, newEnd - endAt, area, endAt);
+  await file.write(endAt + 8, newEnd - endAt - 8, area, endAt + 8);
+  await file.flush();
+  await file.write(endAt, 8, area, endAt);
   const data = Buffer.alloc(MARKER_DATA_BYTES);
   data[0] = STATE_IN_USE;
   header.extensions.push({ magic: USE_MARKER_MAGIC, data });
