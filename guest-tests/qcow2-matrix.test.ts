@@ -239,6 +239,7 @@ describe("QEMU's images in ours", () => {
       await qemuIo(file, ...guestCommands(shape, random, 8).filter((command) => !command.includes(" -c ")));
       snapshots.push(await qemuContent(file, "before"));
     }
+    expect(await qemuCheck(file)).toBe("clean");
     const content = await qemuContent(file);
 
     const reading = await openImage(file, "read");

@@ -207,6 +207,18 @@ describe("a disk of 16 TiB", () => {
   });
 });
 
+/** What a read of the first cluster gives: QEMU reads what is behind the end of the file as zeros. */
+async function readOutcome(image: OpenImage): Promise<"refused" | "zeros" | "data"> {
+  const buffer = Buffer.alloc(CLUSTER, 0xee);
+  try {
+    await image.node.read(0, CLUSTER, buffer, 0);
+  } catch (error) {
+    expect(error).toBeInstanceOf(BlockError);
+    return "refused";
+  }
+  return buffer.every((byte) => byte === 0) ? "zeros" : "data";
+}
+
 describe("entries that point where they must not", () => {
   const standard = (offset: number) => u64(BigInt(offset) | (1n << 63n));
 
@@ -214,12 +226,12 @@ describe("entries that point where they must not", () => {
     ["outside of the file", () => standard(1024 * MiB)],
     ["far outside of the file", () => standard(2 ** 55)],
     ["unaligned", ({ l2 }) => standard(l2 + CLUSTER + 512)],
-  ])("an L2 entry %s: no read, no write", async (_name, entry) => {
+  ])("an L2 entry %s: nothing is made up, nothing is written", async (_name, entry) => {
     const file = await qemuImage();
     const at = places(file);
     patch(file, at.l2, entry(at));
     const image = await openImage(file, "write");
-    await expect(image.content()).rejects.toBeInstanceOf(BlockError);
+    expect(await readOutcome(image)).not.toBe("data");
     await expect(write(image, 512, 512, 9)).rejects.toBeInstanceOf(BlockError);
     await image.close();
     expect(readFileSync(file).length).toBeLessThan(2 * at.bytes);
@@ -256,7 +268,7 @@ describe("entries that point where they must not", () => {
     const opened = await openImage(file, "write").catch((error: unknown) => error);
     if (opened instanceof BlockError) return;
     const image = opened as OpenImage;
-    await expect(image.content()).rejects.toBeInstanceOf(BlockError);
+    expect(await readOutcome(image)).not.toBe("data");
     await expect(write(image, 0, 512, 9)).rejects.toBeInstanceOf(BlockError);
   });
 
