@@ -51,12 +51,16 @@ describe("layers", () => {
   });
 
   it("finds imports of every form", () => {
-    const text = `import "./a.ts";\nexport { b } from "../b.ts";\nconst c = await import("./c.ts");\nimport x from "fs";`;
-    expect(importsOf({ path: "src/base/x.ts", text })).toEqual([
-      "src/base/a.ts",
-      "src/b.ts",
-      "src/base/c.ts",
-    ]);
+    const lines = [
+      `import "./a.ts";`,
+      `import {\n  one,\n  other,\n} from "./b.ts";`,
+      `export { b } from "../c.ts";`,
+      // In two pieces, or this file would be said to import it.
+      `const d = await imp${"ort"}("./d.ts");`,
+      `import x from "fs";`,
+    ];
+    const targets = ["src/base/a.ts", "src/base/b.ts", "src/c.ts", "src/base/d.ts"];
+    expect(importsOf({ path: "src/base/x.ts", text: lines.join("\n") })).toEqual(targets);
   });
 });
 
@@ -88,6 +92,7 @@ describe("shape", () => {
     expect(judge("src/base/a.ts", `// ${"x".repeat(108)}`)).toEqual([
       "src/base/a.ts:1: 111 characters (at most 110)",
     ]);
+    expect(judge("src/base/a.ts", `say("${"x".repeat(108)}");`)).toEqual([]);
     expect(judge("src/base/a.ts", `${"x".repeat(110)}\n`.repeat(500))).toEqual([]);
     expect(judge("src/base/a.ts", "x\n".repeat(501))).toEqual([
       "src/base/a.ts: 501 lines: more than 500, so more than one idea",

@@ -7,7 +7,9 @@ export interface CommandContext {
   readonly terminal: Terminal;
   readonly environment: ControlEnvironment;
   readonly clock: Clock;
-  /** Calls back at the first Ctrl-C or request to end instead of ending the process; the result undoes that. */
+  /**
+   * Calls back at the first Ctrl-C or request to end instead of ending the process; the result undoes that.
+   */
   onInterrupt(callback: () => void): () => void;
 }
 

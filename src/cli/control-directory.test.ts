@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import { chmodSync, existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
@@ -9,6 +10,7 @@ import {
   makeControlDirectory,
   newSockets,
   refuseLongPath,
+  removeLeftover,
   socketStem,
 } from "./control-directory.ts";
 
@@ -27,6 +29,12 @@ afterEach(() => {
   for (const server of servers.splice(0)) server.close();
   rmSync(runtimeDirectory, { recursive: true });
 });
+
+/** A socket as a killed process leaves it: bound, and nobody there. */
+function leaveSocket(socket: string): void {
+  const script = `require("net").createServer().listen(${JSON.stringify(socket)}, () => process.kill(process.pid, 9))`;
+  spawnSync(process.execPath, ["-e", script]);
+}
 
 async function daemon(name: string): Promise<string> {
   const server = createServer();
@@ -64,13 +72,22 @@ it("finds the only daemon, one by name, one by path of either socket", async () 
 });
 
 it("does not count sockets at which nobody listens, and clears them away for the next daemon", async () => {
-  writeFileSync(path.join(directory, "disk.qmp"), "");
+  leaveSocket(path.join(directory, "disk.qmp"));
   await expect(findDaemon(undefined, { runtimeDirectory, uid })).rejects.toThrow("no daemon runs");
   const sockets = await newSockets(directory, "images/disk.qcow2");
   expect(path.basename(sockets.qmp)).toBe("disk.qmp");
+  await removeLeftover(sockets.qmp);
   expect(existsSync(sockets.qmp)).toBe(false);
   await daemon("disk");
   expect(path.basename((await newSockets(directory, "disk.qcow2")).hmp)).toBe("disk-2.hmp");
+});
+
+it("removes nothing but sockets at which nobody listens", async () => {
+  const file = path.join(directory, "file");
+  writeFileSync(file, "");
+  const socket = await daemon("alive");
+  for (const each of [file, socket, path.join(directory, "none")]) await removeLeftover(each);
+  expect([existsSync(file), existsSync(socket)]).toEqual([true, true]);
 });
 
 it("makes names that a shell needs no quotes for", () => {

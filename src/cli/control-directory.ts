@@ -4,9 +4,10 @@
 //     NAME.qmp   QMP of one daemon; NAME is the served disk's, with a number where two are alike
 //     NAME.hmp   its monitor for people
 //
-//   1. The directory is its owner's alone (mode 700); one that belongs to somebody else is refused: whoever can write
-//      there could put a socket of his own in place of a daemon's.
-//   2. A socket at which nobody listens is left over from a daemon that was killed; the next one to come removes it.
+//   1. The directory is its owner's alone (mode 700); one that belongs to somebody else is refused: whoever
+//      can write there could put a socket of his own in place of a daemon's.
+//   2. A socket at which nobody listens is left over from a daemon that was killed; the next one to come
+//      removes it.
 
 import { existsSync, lstatSync, mkdirSync, readdirSync, unlinkSync } from "node:fs";
 import { createConnection } from "node:net";
@@ -57,17 +58,22 @@ export function socketsOf(qmp: string): ControlSockets {
   return { qmp, hmp: qmp.endsWith(".qmp") ? `${qmp.slice(0, -4)}.hmp` : `${qmp}.hmp` };
 }
 
-/** Free socket names for a daemon that serves `disk`; leftovers of killed daemons are removed. */
+/** Free socket names for a daemon that serves `disk`; what stands there is a leftover of a killed daemon. */
 export async function newSockets(directory: string, disk: string): Promise<ControlSockets> {
   const stem = socketStem(disk);
   for (let number = 1; ; number++) {
     const name = number === 1 ? stem : `${stem}-${number}`;
     const sockets = socketsOf(path.join(directory, `${name}.qmp`));
     if (existsSync(sockets.qmp) && (await isAlive(sockets.qmp))) continue;
-    for (const file of [sockets.qmp, sockets.hmp]) if (existsSync(file)) unlinkSync(file);
     refuseLongPath(sockets.hmp);
     return sockets;
   }
+}
+
+/** Removes a socket at which nobody listens any more; anything else stays, and is in the way. */
+export async function removeLeftover(socket: string): Promise<void> {
+  if (!existsSync(socket) || !lstatSync(socket).isSocket() || (await isAlive(socket))) return;
+  unlinkSync(socket);
 }
 
 export function refuseLongPath(socket: string): void {

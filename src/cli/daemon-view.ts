@@ -2,7 +2,7 @@
 
 import path from "node:path";
 import { BlockError } from "../base/errors.ts";
-import type { QmpClient } from "./qmp-client.ts";
+import type { QmpConnection } from "./qmp-client.ts";
 
 /** Members of QAPI's BlockDeviceInfo that we look at. */
 export interface NodeView {
@@ -42,13 +42,13 @@ export interface DaemonView {
   readonly devices: readonly DeviceView[];
 }
 
-export async function viewDaemon(client: QmpClient): Promise<DaemonView> {
+export async function viewDaemon(client: QmpConnection): Promise<DaemonView> {
   const nodes = (await client.execute("query-named-block-nodes", { flat: true })) as NodeView[];
   const devices = (await client.execute("x-strata-query-devices")) as DeviceView[];
   return { nodes, devices };
 }
 
-export async function viewJobs(client: QmpClient): Promise<JobView[]> {
+export async function viewJobs(client: QmpConnection): Promise<JobView[]> {
   return (await client.execute("query-block-jobs")) as JobView[];
 }
 

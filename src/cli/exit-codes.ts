@@ -1,6 +1,6 @@
 /**
- * Exit codes of `strata`, for scripts. Every command uses the general ones; `check` and `stream` add their own.
- * The README's table is compared with this registry by a test.
+ * Exit codes of `strata`, for scripts. Every command uses the general ones; `check` and `stream` add their
+ * own. The README's table is compared with this registry by a test.
  */
 export const EXIT_CODES = {
   OK: { code: 0, text: "done" },

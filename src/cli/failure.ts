@@ -20,7 +20,9 @@ export class ExitRequest extends Error {
   }
 }
 
-/** What a thrown value means to the shell. A programmer's error shows where it happened: it is to be reported. */
+/**
+ * What a thrown value means to the shell. A programmer's error shows where it happened: it is to be reported.
+ */
 export function failureOf(error: unknown): { readonly line: string; readonly exitCode: number } {
   if (error instanceof ExitRequest) {
     return { line: error.message === "" ? "" : `strata: ${error.message}`, exitCode: error.exitCode };

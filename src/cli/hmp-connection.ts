@@ -44,7 +44,9 @@ export class HmpConnection {
     return this.#gone;
   }
 
-  /** Runs one line and gives what it says, without the prompt; "" when the daemon hangs up instead (`quit`). */
+  /**
+   * Runs one line and gives what it says, without the prompt; "" when the daemon hangs up instead (`quit`).
+   */
   async run(line: string): Promise<string> {
     if (this.#gone) return "";
     this.#socket.write(line + "\n");

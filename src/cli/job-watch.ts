@@ -1,6 +1,7 @@
 // Watches a job of a daemon until it ends: progress in place at a terminal, a line per second elsewhere.
 //
-//   1. The end is told by the daemon's event, not by the job's absence: a job that ends between two looks is not missed.
+//   1. The end is told by the daemon's event, not by the job's absence: a job that ends between two looks is
+//      not missed.
 //   2. Ctrl-C ends the watching, never the job.
 
 import type { Clock } from "../base/clock.ts";
@@ -15,7 +16,7 @@ import {
   RateMeter,
   secondsLeft,
 } from "./progress-line.ts";
-import type { QmpClient, QmpEvent } from "./qmp-client.ts";
+import type { QmpConnection, QmpEvent } from "./qmp-client.ts";
 import { LiveLine, type Terminal } from "./terminal.ts";
 
 /** How a job ended, or that nobody watches any more. */
@@ -27,7 +28,7 @@ export interface JobEnd {
 }
 
 export interface WatchSettings {
-  readonly client: QmpClient;
+  readonly client: QmpConnection;
   readonly id: string;
   /** What stands before the figures. */
   readonly label: string;
@@ -42,7 +43,8 @@ const LIVE_INTERVAL_MS = 200;
 const PLAIN_INTERVAL_MS = 1000;
 
 /**
- * Runs `start`, which makes the job, and watches it. The event of its end cannot be missed that way, however soon.
+ * Runs `start`, which makes the job, and watches it. The event of its end cannot be missed that way, however
+ * soon.
  * @throws what `start` throws
  */
 export async function watchJob(settings: WatchSettings, start: () => Promise<unknown>): Promise<JobEnd> {

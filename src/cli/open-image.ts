@@ -1,8 +1,10 @@
-// Opens an image with its chain for reading, without a daemon: what info, map, chain and the demo's proof look at.
+// Opens an image with its chain for reading, without a daemon: what info, map, chain and the demo's proof
+// look at.
 //
-//   1. Nothing is written, and the images are locked against writers, or shared with one where the user asks for it.
-//   2. An image whose format is not stated is qcow2 by its first bytes, otherwise raw. That is safe for reading; what
-//      is opened for writing is never guessed (see `statedFormat`).
+//   1. Nothing is written, and the images are locked against writers, or shared with one where the user asks
+//      for it.
+//   2. An image whose format is not stated is qcow2 by its first bytes, otherwise raw. That is safe for
+//      reading; what is opened for writing is never guessed (see `statedFormat`).
 
 import { closeSync, openSync, readSync } from "node:fs";
 import path from "node:path";
@@ -11,8 +13,7 @@ import { silentLogger } from "../base/logger.ts";
 import { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { type DriverFactory, NodeOpener, type NodeOptions } from "../block/open.ts";
-import { openQcow2 } from "../format/qcow2/driver.ts";
-import { RawDriver, type RawOptions } from "../format/raw/raw-driver.ts";
+import { DRIVERS } from "../control/drivers.ts";
 import { openFileDriver } from "../protocol/file/file-driver.ts";
 import { usageError } from "./failure.ts";
 
@@ -51,7 +52,7 @@ export async function withImage<T>(
 export async function openOffline(file: string, options: OpenImageOptions): Promise<OpenedImage> {
   const driver = options.format === undefined ? guessedFormat(file) : knownFormat(options.format);
   const graph = new Graph(silentLogger);
-  const opener = new NodeOpener(graph, readOnlyFactories(options.forceShare === true), silentLogger);
+  const opener = new NodeOpener(graph, driversFor(options.forceShare === true), silentLogger);
   const nodeOptions: NodeOptions = {
     driver,
     "read-only": true,
@@ -66,7 +67,9 @@ export async function openOffline(file: string, options: OpenImageOptions): Prom
   }
 }
 
-/** The format of an image that is going to be written: stated, or qcow2 by its magic; raw is never guessed. */
+/**
+ * The format of an image that is going to be written: stated, or qcow2 by its magic; raw is never guessed.
+ */
 export function statedFormat(file: string, stated: string | undefined): string {
   if (stated !== undefined) return knownFormat(stated);
   if (path.extname(file) === ".raw") return "raw";
@@ -107,26 +110,21 @@ function knownFormat(format: string): string {
   throw usageError(`unknown format '${format}': there are ${FORMATS.join(" and ")}`);
 }
 
-function readOnlyFactories(shareWrite: boolean): DriverFactory[] {
-  return [
-    {
-      driverName: "file",
-      leaf: true,
-      filename: (options) => String(options["filename"]),
-      open: (_host, options) => openFileDriver(String(options["filename"]), { writable: false, shareWrite }),
-    },
-    {
-      driverName: "raw",
-      leaf: false,
-      open: async (host, options) => new RawDriver(host, options as RawOptions),
-    },
-    {
-      driverName: "qcow2",
-      leaf: false,
-      open: (host) => openQcow2(host, { readOnly: true }),
-    },
-  ];
+/**
+ * The daemon's drivers; where another process may write meanwhile, every file of the chain is shared with it.
+ */
+function driversFor(forceShare: boolean): readonly DriverFactory[] {
+  if (!forceShare) return DRIVERS;
+  return DRIVERS.map((driver) => (driver.driverName === "file" ? SHARED_FILE : driver));
 }
+
+const SHARED_FILE: DriverFactory = {
+  driverName: "file",
+  leaf: true,
+  filename: (options) => String(options["filename"]),
+  open: (_host, options) =>
+    openFileDriver(String(options["filename"]), { writable: false, shareWrite: true }),
+};
 
 /** Adds what to do where there is something that would help. */
 function explained(error: unknown, shared: boolean): unknown {

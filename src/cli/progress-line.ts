@@ -74,7 +74,9 @@ const WINDOW_MS = 3000;
 export class RateMeter {
   #samples: { atMs: number; bytes: number }[] = [];
 
-  /** Tells the count at a moment; the result is the speed in bytes per second, 0 where it is not known yet. */
+  /**
+   * Tells the count at a moment; the result is the speed in bytes per second, 0 where it is not known yet.
+   */
   sample(atMs: number, bytes: number): number {
     this.#samples.push({ atMs, bytes });
     // One sample older than the window stays, so that the window is always spanned.

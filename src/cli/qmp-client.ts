@@ -29,7 +29,13 @@ const CODES_BY_CLASS: Readonly<Record<string, ErrorCode>> = {
   CommandNotFound: "COMMAND_NOT_FOUND",
 };
 
-export class QmpClient {
+/** What commands need of a connection. */
+export interface QmpConnection {
+  execute(command: string, args?: Members): Promise<unknown>;
+  onEvent(listener: (event: QmpEvent) => void): () => void;
+}
+
+export class QmpClient implements QmpConnection {
   readonly path: string;
   readonly #socket: Socket;
   readonly #waiting: Waiting[] = [];

@@ -1,4 +1,5 @@
-// What `strata serve` asks the daemon for, and what it tells the person. Pure: names and paths in, options and text out.
+// What `strata serve` asks the daemon for, and what it tells the person. Pure: names and paths in, options
+// and text out.
 
 import type { ListenAddress } from "../../nbd/listen.ts";
 import { formatNbdUri } from "../../nbd/uri.ts";
@@ -14,8 +15,8 @@ export interface FoundImage {
 }
 
 /**
- * Options that open the chain (top first) with a node name for every image. Where an image is not plain, the link above
- * it is followed instead, and the rest of the chain gets generated names.
+ * Options that open the chain (top first) with a node name for every image. Where an image is not plain, the
+ * link above it is followed instead, and the rest of the chain gets generated names.
  */
 export function chainOptions(images: readonly FoundImage[], readOnly: boolean): NodeOptions {
   const names = nodeNamesFor(images.map((image) => image.filename));

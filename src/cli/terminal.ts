@@ -27,8 +27,8 @@ export const realTerminal: Terminal = {
 };
 
 /**
- * Shows a line that is written over again and again, or single lines where nobody watches. Texts that are not the
- * live line go through `above`, so that they do not end up inside of it.
+ * Shows a line that is written over again and again, or single lines where nobody watches. Texts that are not
+ * the live line go through `above`, so that they do not end up inside of it.
  */
 export class LiveLine {
   readonly #terminal: Terminal;

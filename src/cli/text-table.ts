@@ -4,7 +4,10 @@ export interface Column {
   readonly align: "left" | "right";
 }
 
-/** A table for people: columns as wide as their widest cell, two blanks between, no blanks at the ends of lines. */
+/**
+ * A table for people: columns as wide as their widest cell, two blanks between, no blanks at the ends of
+ * lines.
+ */
 export function textTable(columns: readonly Column[], rows: readonly (readonly string[])[]): string {
   const all = [columns.map((column) => column.heading), ...rows];
   const widths = columns.map((_, at) => Math.max(...all.map((row) => (row[at] ?? "").length)));

@@ -13,7 +13,9 @@ import { chainOf } from "../block/chain.ts";
 import { type Extent, ExtentKind, ExtentList } from "../block/extent.ts";
 import type { BlockNode } from "../block/node.ts";
 
-/** One image of a chain; bytes of the virtual disk, but for `actual-size`, which is bytes on the host or -1. */
+/**
+ * One image of a chain; bytes of the virtual disk, but for `actual-size`, which is bytes on the host or -1.
+ */
 export interface LayerReport {
   readonly "node-name": string;
   readonly filename: string;
@@ -42,7 +44,10 @@ export const REPORT_CELLS = 48;
 /** Range that is asked for at a time, so that the list of its extents stays small. */
 const WINDOW_BYTES_MAX = 1024 * MiB;
 
-/** Asks every image of the chain below `top`. Requests of the guest go on; what changes meanwhile is told either way. */
+/**
+ * Asks every image of the chain below `top`. Requests of the guest go on; what changes meanwhile is told
+ * either way.
+ */
 export async function reportChain(top: BlockNode): Promise<ChainReport> {
   const nodes = chainOf(top);
   const layers = nodes.map(emptyReport);

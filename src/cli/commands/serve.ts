@@ -1,4 +1,205 @@
+import path from "node:path";
 import type { Command } from "commander";
-import type { CommandContext } from "../command-context.ts";
+import type { Logger } from "../../base/logger.ts";
+import { formatSize } from "../../base/units.ts";
+import { chainOf } from "../../block/chain.ts";
+import type { NodeOptions } from "../../block/open.ts";
+import type { SocketAddress } from "../../control/chardev/socket-address.ts";
+import { Daemon } from "../../control/daemon.ts";
+import { DRIVERS } from "../../control/drivers.ts";
+import { HmpMonitor } from "../../control/hmp/monitor.ts";
+import { QmpMonitor } from "../../control/qmp-monitor.ts";
+import { systemWallClock } from "../../control/wall-clock.ts";
+import { chainLine } from "../chain-picture.ts";
+import { type CommandContext, examples } from "../command-context.ts";
+import {
+  type ControlSockets,
+  controlDirectory,
+  makeControlDirectory,
+  newSockets,
+  refuseLongPath,
+  removeLeftover,
+  socketsOf,
+} from "../control-directory.ts";
+import { usageError } from "../failure.ts";
+import { statedFormat, withImage } from "../open-image.ts";
+import { chainOptions, connectLines, type FoundImage } from "../serve-plan.ts";
 
-export function addServe(_program: Command, _context: CommandContext): void {}
+interface ServeFlags {
+  readonly format?: string;
+  readonly socket?: string;
+  readonly port?: string;
+  readonly bind: string;
+  readonly name?: string;
+  readonly device: string;
+  readonly readOnly?: boolean;
+  readonly control?: string;
+  readonly monitor: readonly string[];
+}
+
+export function addServe(program: Command, context: CommandContext): void {
+  program
+    .command("serve <disk>")
+    .description("open a disk with all images behind it and serve it over NBD until Ctrl-C")
+    .option("-f, --format <format>", "qcow2 or raw; a raw disk must be stated, it is not guessed")
+    .option(
+      "--socket <path>",
+      "serve on this unix socket; without it and --port on one beside the control socket",
+    )
+    .option("--port <port>", "serve on TCP; 0: any free port")
+    .option("--bind <address>", "address for TCP", "127.0.0.1")
+    .option("--device <name>", "what commands call the disk", "virtio0")
+    .option("--name <name>", "what NBD clients ask for; otherwise the device name")
+    .option("--read-only", "let nobody write")
+    .option("--control <path>", "path of the QMP socket; the monitor's is beside it, ending in .hmp")
+    .option(
+      "--monitor <path>",
+      "a further socket for people; may be given several times",
+      (one: string, before: readonly string[]) => [...before, one],
+      [] as readonly string[],
+    )
+    .addHelpText(
+      "after",
+      examples(
+        "strata serve disk.qcow2",
+        "strata serve disk.qcow2 --port 10809 --bind 0.0.0.0",
+        "strata serve disk.raw --format raw --read-only",
+      ),
+    )
+    .action((disk: string, flags: ServeFlags) => serve(disk, flags, context));
+}
+
+async function serve(disk: string, flags: ServeFlags, context: CommandContext): Promise<void> {
+  const readOnly = flags.readOnly === true;
+  const format = statedFormat(disk, flags.format);
+  const images = await findImages(disk, format);
+  const sockets = await controlSockets(disk, flags, context);
+  const address = nbdAddress(flags, sockets);
+  const daemon = new Daemon({
+    drivers: DRIVERS,
+    clock: context.clock,
+    wallClock: systemWallClock,
+    logger: warningsOnly(context),
+  });
+  const forget = context.onInterrupt(() => daemon.quit());
+  try {
+    const exportName = flags.name ?? flags.device;
+    await start(daemon, {
+      options: chainOptions(images, readOnly),
+      address,
+      exportName,
+      device: flags.device,
+    });
+    await openMonitors(daemon, sockets, flags.monitor);
+    tellAddresses(daemon, { images, exportName, readOnly, sockets, context });
+    await daemon.quitRequested;
+  } finally {
+    forget();
+    await daemon.shutDown().finally(() => daemon.chardevs.closeAll());
+  }
+}
+
+/** The images of the chain, top first, by absolute paths: the daemon's folder means nothing to its users. */
+function findImages(disk: string, format: string): Promise<FoundImage[]> {
+  return withImage(path.resolve(disk), { format }, async (top) => {
+    let plain = true;
+    return chainOf(top).map((node) => {
+      const image = { filename: node.filename, driver: node.driverName, plain };
+      plain = node.details().backingFile?.startsWith("json:") !== true;
+      return image;
+    });
+  });
+}
+
+async function controlSockets(
+  disk: string,
+  flags: ServeFlags,
+  context: CommandContext,
+): Promise<ControlSockets> {
+  if (flags.control !== undefined) {
+    const sockets = socketsOf(path.resolve(flags.control));
+    refuseLongPath(sockets.hmp);
+    return sockets;
+  }
+  const directory = controlDirectory(context.environment);
+  makeControlDirectory(directory, context.environment.uid);
+  return newSockets(directory, disk);
+}
+
+function nbdAddress(flags: ServeFlags, sockets: ControlSockets): SocketAddress {
+  if (flags.port !== undefined) {
+    if (flags.socket !== undefined) throw usageError("--socket and --port exclude each other");
+    const port = Number(flags.port);
+    if (!/^\d+$/.test(flags.port) || port > 65535) throw usageError(`'${flags.port}' is no port: 0 to 65535`);
+    return { kind: "inet", host: flags.bind, port };
+  }
+  const socket = flags.socket === undefined ? `${sockets.hmp.slice(0, -4)}.nbd` : path.resolve(flags.socket);
+  refuseLongPath(socket);
+  return { kind: "unix", path: socket };
+}
+
+async function start(
+  daemon: Daemon,
+  plan: { options: NodeOptions; address: SocketAddress; exportName: string; device: string },
+): Promise<void> {
+  if (plan.address.kind === "unix") await removeLeftover(plan.address.path);
+  await daemon.exports.startServer({ address: plan.address });
+  const node = await daemon.nodes.add(plan.options);
+  await daemon.exports.add({
+    id: plan.device,
+    name: plan.exportName,
+    node,
+    writable: !node.readOnly,
+    allocationDepth: true,
+  });
+}
+
+async function openMonitors(
+  daemon: Daemon,
+  sockets: ControlSockets,
+  others: readonly string[],
+): Promise<void> {
+  const listen = async (id: string, socket: string) => {
+    const addr = { type: "unix", data: { path: socket } } as const;
+    await removeLeftover(socket);
+    await daemon.chardevs.add(id, { type: "socket", data: { addr, server: true, wait: false } });
+  };
+  await listen("hmp", sockets.hmp);
+  daemon.chardevs.attach("hmp", new HmpMonitor(daemon));
+  for (const [at, socket] of others.entries()) {
+    await listen(`monitor${at}`, path.resolve(socket));
+    daemon.chardevs.attach(`monitor${at}`, new HmpMonitor(daemon));
+  }
+  // The QMP socket comes last: who finds it finds a daemon that is ready.
+  await listen("qmp", sockets.qmp);
+  daemon.chardevs.attach("qmp", new QmpMonitor(daemon, { pretty: false }));
+}
+
+function tellAddresses(
+  daemon: Daemon,
+  facts: {
+    images: readonly FoundImage[];
+    exportName: string;
+    readOnly: boolean;
+    sockets: ControlSockets;
+    context: CommandContext;
+  },
+): void {
+  const { images, exportName, readOnly, sockets, context } = facts;
+  const names = [...daemon.graph.nodes].filter((node) => node.file !== undefined).map((node) => node.name);
+  const size = daemon.exports.entries[0]!.backend.size;
+  const [address] = daemon.exports.addresses;
+  const how = readOnly ? "read-only" : "for reading and writing";
+  context.terminal.out(
+    `${chainLine(names)}   ${formatSize(size)}, ${images.length === 1 ? "one image" : `${images.length} images`}, ${how}\n\n` +
+      connectLines({ address: address!, exportName, readOnly }) +
+      `  control     ${sockets.qmp}\n\n` +
+      `Try 'strata chain', 'strata stream' and 'strata monitor' from elsewhere; Ctrl-C ends this.\n\n`,
+  );
+}
+
+/** What went wrong in passing goes to stderr; the rest is for those who debug. */
+function warningsOnly({ terminal }: CommandContext): Logger {
+  const tell = (message: string) => terminal.err(`strata: ${message}\n`);
+  return { debug() {}, info() {}, warn: tell, error: tell };
+}

@@ -33,7 +33,9 @@ export class DemoDaemon {
     this.#ended = ended;
   }
 
-  /** Starts the daemon in `directory` with these options on top of its sockets. @throws with its last words */
+  /**
+   * Starts the daemon in `directory` with these options on top of its sockets. @throws with its last words
+   */
   static async start(directory: string, clock: Clock, options: readonly string[]): Promise<DemoDaemon> {
     const [qmp, hmp, nbd] = ["qmp", "hmp", "nbd"].map((name) => path.join(directory, `${name}.sock`));
     const args = [

@@ -1,5 +1,5 @@
-// The file system in the demo's disk, as it stands on each of six days. Every day files are added and changed; the
-// difference between two days is what the guest writes into the image of the later one.
+// The file system in the demo's disk, as it stands on each of six days. Every day files are added and
+// changed; the difference between two days is what the guest writes into the image of the later one.
 
 import { spawnSync } from "node:child_process";
 import { mkdirSync, readFileSync, rmSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
@@ -16,7 +16,10 @@ const DATABASE_BYTES = 12 * MiB;
 const NEW_BYTES_PER_DAY = 5 * MiB;
 const PAGE_BYTES = 4 * KiB;
 const PAGES_CHANGED_PER_DAY = 400;
-/** Everything that could depend on the time or on chance is fixed, so that two days differ in their files alone. */
+/**
+ * Everything that could depend on the time or on chance is fixed, so that two days differ in their files
+ * alone.
+ */
 const FIXED_TIME_S = 1735689600;
 const EXT4_UUID = "57a7a000-0000-4000-8000-000000000001";
 
@@ -115,7 +118,9 @@ function runTool(program: string, args: readonly string[], input = "", cwd?: str
   throw new BlockError("EIO", `${program} failed: ${run.error?.message ?? run.stderr}`);
 }
 
-/** What e2fsck finds in an ext4 file system that stands in a file; undefined where there is nothing to find. */
+/**
+ * What e2fsck finds in an ext4 file system that stands in a file; undefined where there is nothing to find.
+ */
 export function ext4Faults(image: string): string | undefined {
   const run = spawnSync("e2fsck", ["-f", "-n", image], { env: environment(), encoding: "utf8" });
   if (run.error !== undefined) return run.error.message;

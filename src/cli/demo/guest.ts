@@ -2,8 +2,8 @@
 //
 //   [ file system | scratch ]    the file system grows from day to day; the scratch part takes random writes
 //
-//   1. The copy changes when a write is sent; requests in flight at one time never overlap, so that there is one right
-//      content at every moment.
+//   1. The copy changes when a write is sent; requests in flight at one time never overlap, so that there is
+//      one right content at every moment.
 //   2. Every round reads some of the disk back and compares it, while merges run.
 //   3. What is random comes from a seed, and the seed is told when something differs.
 

@@ -1,9 +1,9 @@
 // The story that `strata demo` tells:
 //
-//   a guest with a file system works for five days; every evening a live snapshot     [A] <- [B] <- [C] <- [D] <- [E]
-//   C is merged into D while it works                                                 [A] <- [B] <- [D] <- [E]
-//   everything above A is merged into E while it works                                [A] <- [E]
-//   B, C and D are deleted, and every byte is compared with what the guest wrote
+//   a guest with a file system works for five days; every evening a live snapshot     [A] <- [B] <- [C] <-
+//   [D] <- [E] C is merged into D while it works                                                 [A] <- [B]
+//   <- [D] <- [E] everything above A is merged into E while it works                                [A] <-
+//   [E] B, C and D are deleted, and every byte is compared with what the guest wrote
 
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -128,7 +128,8 @@ class Demo {
     return path.join(this.#directory, name === "A" ? "A.raw" : `${name}.qcow2`);
   }
 
-  // --- the chain ----------------------------------------------------------------------------------------------
+  // --- the chain
+  // ----------------------------------------------------------------------------------------------
 
   async #buildChain(): Promise<void> {
     this.#say(
@@ -205,7 +206,8 @@ class Demo {
     return changes;
   }
 
-  // --- the merges ---------------------------------------------------------------------------------------------
+  // --- the merges
+  // ---------------------------------------------------------------------------------------------
 
   async #merge({ top, base, title }: { top: string; base: string; title: string }): Promise<void> {
     const { terminal, clock } = this.#context;
@@ -248,7 +250,8 @@ class Demo {
     this.#say(`\n${title}\n\n${indented(picture)}`);
   }
 
-  // --- the end ------------------------------------------------------------------------------------------------
+  // --- the end
+  // ------------------------------------------------------------------------------------------------
 
   async #finish(): Promise<void> {
     await this.#guest.rest();

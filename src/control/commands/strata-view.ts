@@ -31,7 +31,7 @@ const device = struct("StrataDevice", "A node that is served.", {
   writable: bool,
 });
 
-export const strataViewCommands: readonly Command[] = [
+export const STRATA_COMMANDS: readonly Command[] = [
   command({
     name: "x-strata-query-chain",
     doc: "What each image of a chain holds, what of it the guest sees, and what it hides below it.",
