@@ -7,6 +7,7 @@ import { type CreateOptions, createQcow2 } from "../format/qcow2/create.ts";
 import { hostImageFile } from "../format/qcow2/image-file.ts";
 import { createHostFile } from "../sys/create-host-file.ts";
 import type { Daemon } from "./daemon.ts";
+import { adaptNodeOptions } from "./node-options.ts";
 import type { createOptions } from "./qapi/block.ts";
 import type { Infer } from "./qapi/types.ts";
 
@@ -64,7 +65,10 @@ async function createInNode(
     throw new BlockError("ENOTSUP", "external data files are not supported");
   }
   const { file } = options;
-  const node = typeof file === "string" ? daemon.graph.get(file) : await daemon.opener.open(file);
+  const node =
+    typeof file === "string"
+      ? daemon.graph.get(file)
+      : await daemon.opener.open(adaptNodeOptions(file, daemon.logger));
   const use = daemon.graph.use(node, {
     user: "an unnamed block device",
     role: "root",

@@ -4,8 +4,24 @@ import { BlockError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import type { NodeOptions } from "../block/open.ts";
 
-/** @throws BlockError for what would change what a guest gets; warns of what makes no difference */
-export function checkNodeOptions(options: NodeOptions, logger: Logger): void {
+/**
+ * The options as they are opened: what a node hands down to its file is written there.
+ * @throws BlockError for what would change what a guest gets; warns of what makes no difference
+ */
+export function adaptNodeOptions(options: NodeOptions, logger: Logger): NodeOptions {
+  checkNodeOptions(options, logger);
+  const { file, backing } = options;
+  const shares = options["force-share"] === true ? { "force-share": true } : {};
+  return {
+    ...options,
+    ...(typeof file === "object" ? { file: { ...shares, ...adaptNodeOptions(file, logger) } } : {}),
+    ...(typeof backing === "object" && backing !== null
+      ? { backing: adaptNodeOptions(backing, logger) }
+      : {}),
+  };
+}
+
+function checkNodeOptions(options: NodeOptions, logger: Logger): void {
   const name = options["node-name"] ?? options.driver;
   const refuse = (message: string) => {
     throw new BlockError("ENOTSUP", message);
@@ -25,7 +41,10 @@ export function checkNodeOptions(options: NodeOptions, logger: Logger): void {
   if (options["force-share"] === true && options["read-only"] !== true) {
     throw new BlockError("EINVAL", "force-share=on can only be used with read-only images");
   }
-  for (const child of [options.file, options.backing]) {
-    if (typeof child === "object" && child !== null) checkNodeOptions(child, logger);
+  const { "detect-zeroes": detect } = options;
+  if (detect !== undefined && detect !== "off") {
+    logger.warn(
+      `node '${name}': detect-zeroes=${String(detect)} is taken as off: zeros are written as they come`,
+    );
   }
 }

@@ -5,6 +5,7 @@ import { JOB_COMMANDS } from "./jobs.ts";
 import { NODE_COMMANDS } from "./nodes.ts";
 import { processCommands } from "./process.ts";
 import { SNAPSHOT_COMMANDS } from "./snapshots.ts";
+import { STRATA_COMMANDS } from "./strata-view.ts";
 import { STREAM_COMMANDS } from "./stream.ts";
 
 /** Every QMP command. */
@@ -15,6 +16,7 @@ export const COMMANDS: readonly Command[] = [
   ...STREAM_COMMANDS,
   ...JOB_COMMANDS,
   ...IMAGE_COMMANDS,
+  ...STRATA_COMMANDS,
   ...processCommands(() => COMMANDS),
 ];
 

@@ -1,7 +1,6 @@
 import { BlockError } from "../../base/errors.ts";
 import { isInChain } from "../../block/chain.ts";
 import type { BlockNode } from "../../block/node.ts";
-import { reportChain } from "../chain-report.ts";
 import { type Command, command } from "../command.ts";
 import { createImage } from "../create-image.ts";
 import { CreateJob } from "../create-job.ts";
@@ -66,13 +65,6 @@ export const IMAGE_COMMANDS: readonly Command[] = [
     doc: "Writes another name into the backing link of an image.",
     data: changeData,
     run: changeBackingFile,
-  }),
-  command({
-    name: "x-strata-query-chain",
-    doc: "Tells of each image of a chain what it holds, what of it the guest sees, and what it hides. Sizes in bytes.",
-    data: struct("QueryChainArguments", "", { "node-name": str }),
-    returns: any,
-    run: (daemon, args) => reportChain(daemon.nodeOrDevice(args["node-name"])),
   }),
   command({
     name: "x-strata-query-counters",

@@ -3,7 +3,7 @@ import { Permission } from "../../block/permissions.ts";
 import { type Command, command } from "../command.ts";
 import type { Daemon } from "../daemon.ts";
 import { nodeInfos } from "../node-info.ts";
-import { checkNodeOptions } from "../node-options.ts";
+import { adaptNodeOptions } from "../node-options.ts";
 import { blockdevOptions } from "../qapi/block.ts";
 import { blockDeviceInfo } from "../qapi/results.ts";
 import { any, array, bool, empty, type Infer, int, str, struct } from "../qapi/types.ts";
@@ -41,8 +41,7 @@ export const NODE_COMMANDS: readonly Command[] = [
     doc: "Opens a node with what is below it, and its backing chain where the image names one.",
     data: blockdevOptions,
     async run(daemon, options) {
-      checkNodeOptions(options, daemon.logger);
-      await daemon.nodes.add(options);
+      await daemon.nodes.add(adaptNodeOptions(options, daemon.logger));
     },
   }),
   command({

@@ -1,0 +1,47 @@
+// The human monitor on a character device, over the daemon's QMP commands.
+
+import type { Frontend, Peer } from "../chardev/chardev.ts";
+import type { Daemon } from "../daemon.ts";
+import { runCommand } from "../dispatch.ts";
+import type { JsonObject } from "../json-value.ts";
+import { HmpSession } from "./session.ts";
+import type { HmpTarget } from "./target.ts";
+
+export class HmpMonitor implements Frontend {
+  readonly #target: HmpTarget;
+
+  constructor(daemon: Daemon) {
+    this.#target = hmpTarget(daemon);
+  }
+
+  opened(peer: Peer): void {
+    const { input, output } = peer;
+    const session = new HmpSession(this.#target, (text) => {
+      if (output !== undefined && !output.destroyed) output.write(text);
+    });
+    // Lines wait in the socket while others are carried out, not in the session.
+    const feed = async (bytes: Buffer) => {
+      input!.pause();
+      session.received(bytes);
+      await session.idle;
+      input!.resume();
+    };
+    input?.on("data", (bytes: Buffer) => void feed(bytes));
+    input?.resume();
+  }
+}
+
+/** The daemon as the human monitor sees it. */
+export function hmpTarget(daemon: Daemon): HmpTarget {
+  return {
+    execute: (command, args) => runCommand(daemon, command, args as JsonObject),
+    devices: () =>
+      daemon.exports.entries.map(({ id, name, backend }) => ({
+        name,
+        id,
+        node: backend.node,
+        readOnly: backend.readOnly,
+      })),
+    nodes: () => daemon.graph.nodes,
+  };
+}
