@@ -7,6 +7,10 @@ import { describe, expect, it } from "vitest";
 import { BlockError } from "../src/base/errors.ts";
 import { Prng } from "../src/base/prng.ts";
 import { KiB, MiB, TiB } from "../src/base/units.ts";
+import { verdictOf } from "../src/format/qcow2/check-report.ts";
+import { hostImageFile } from "../src/format/qcow2/image-file.ts";
+import { repairImage } from "../src/format/qcow2/repair.ts";
+import { openHostFile } from "../src/sys/open-host-file.ts";
 import {
   buffersInMiB,
   createImage,
@@ -95,6 +99,15 @@ describe("persistent bitmaps", () => {
     expect(await qemuCheck(file)).toBe("clean");
     await qemuIo(file, "read -q -P 9 200k 300k", "write -q -P 4 0 64k");
     await run("qemu-img", "bitmap", "--remove", file, "enabled");
+    expect(await qemuCheck(file)).toBe("clean");
+  });
+
+  it("do not fit a disk that grows: it is refused, or QEMU still opens the image", async () => {
+    const file = await withBitmaps();
+    const image = await openImage(file, "write");
+    const grow = async () => image.node.truncate(2 ** 40);
+    await grow().catch((error) => expect(error).toBeInstanceOf(BlockError));
+    await image.close();
     expect(await qemuCheck(file)).toBe("clean");
   });
 
@@ -316,10 +329,26 @@ describe("damage by chance", () => {
         await useDamaged(file, random).catch((error) => {
           expect(error, `round ${round}`).toBeInstanceOf(BlockError);
         });
+        await mendDamaged(file, damaged).catch((error) => {
+          expect(error, `round ${round}`).toBeInstanceOf(BlockError);
+        });
       }
       expect(buffersInMiB() - before).toBeLessThan(256);
     },
   );
+
+  /** A repair ends with a result, and what it calls clean QEMU calls clean. */
+  async function mendDamaged(file: string, damaged: Buffer): Promise<void> {
+    writeFileSync(file, damaged);
+    const host = openHostFile(file, { writable: true });
+    let verdict: string;
+    try {
+      verdict = verdictOf(await repairImage(hostImageFile(host), "all"));
+    } finally {
+      await host.close();
+    }
+    if (verdict === "clean") expect(await qemuCheck(file)).toBe("clean");
+  }
 
   async function useDamaged(file: string, random: Prng): Promise<void> {
     const image = await openImage(file, random.chance(0.7) ? "write" : "read", { backing: null });

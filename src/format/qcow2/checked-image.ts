@@ -101,7 +101,8 @@ export class RefcountsOnDisk {
     let block = this.#cache.get(index);
     if (block !== undefined) return block;
     block = Buffer.alloc(this.#geometry.clusterSize);
-    await this.#file.read(offset, block.length, block, 0);
+    // Past the end of the file there are only zeros; an offset there may be more than the host takes.
+    if (offset < this.#file.size) await this.#file.read(offset, block.length, block, 0);
     if (this.#cache.size >= this.#cachedMax) this.#cache.delete(this.#cache.keys().next().value!);
     this.#cache.set(index, block);
     return block;
