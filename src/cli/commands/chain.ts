@@ -65,7 +65,7 @@ async function chainOfDaemon(
     const view = await viewDaemon(client);
     const node = findNode(view, name);
     const report = (await client.execute("x-strata-query-chain", {
-      "node-name": node["node-name"],
+      device: node["node-name"],
     })) as ChainReport;
     return { device: deviceOf(view, node), report, jobs: await viewJobs(client) };
   } finally {
