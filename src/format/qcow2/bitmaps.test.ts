@@ -8,7 +8,7 @@ import { bitmapInfo, bitmapTableEntry, markBitmapsInUse, readBitmaps } from "./b
 import { readCheckedHeader } from "./checked-image.ts";
 import { newHeader } from "./create.ts";
 import type { Qcow2Header } from "./header.ts";
-import { MemoryImage } from "./memory-image.ts";
+import { MemoryImage } from "./testing/memory-image.ts";
 
 const hasQemu = spawnSync("qemu-img", ["--version"]).status === 0;
 const DIRECTORY_AT = 64 * KiB;

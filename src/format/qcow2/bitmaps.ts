@@ -1,12 +1,13 @@
-// Persistent bitmaps: which parts of the disk were written. (Specification: "Bitmaps".) We keep them, we do not keep
-// them up to date, and we say so in the image.
+// Persistent bitmaps: which parts of the disk were written. (Specification: "Bitmaps".) We keep them, we do
+// not keep them up to date, and we say so in the image.
 //
 //   directory entry: | table offset 8 | table entries 4 | flags 4 | type 1 | granularity 1 | name length 2 |
 //                    | extra length 4 | extra | name | padding to 8 |
 //   table entry:     55..9 host cluster; where that is 0: bit 0 says all ones
 //
-// An enabled bitmap must know of every write. Before our first one each enabled bitmap is marked in_use, durably: QEMU
-// then treats it as inconsistent, and the image stays clean. A disabled bitmap is right whatever is written.
+// An enabled bitmap must know of every write. Before our first one each enabled bitmap is marked in_use,
+// durably: QEMU then treats it as inconsistent, and the image stays clean. A disabled bitmap is right
+// whatever is written.
 
 import { readU64OrInfinity } from "../../base/bytes.ts";
 import { BlockError } from "../../base/errors.ts";
@@ -57,8 +58,8 @@ export function bitmapInfo(bitmap: Bitmap): Record<string, unknown> {
 }
 
 /**
- * Marks every enabled bitmap as in use, durably; to be called before the first write to the image. Each mark is one bit
- * of its own, so that a write torn between two of them leaves a right directory.
+ * Marks every enabled bitmap as in use, durably; to be called before the first write to the image. Each mark
+ * is one bit of its own, so that a write torn between two of them leaves a right directory.
  * @throws BlockError IMAGE_CORRUPT when the directory is broken; what the host says
  */
 export async function markBitmapsInUse(file: ImageFile, header: Qcow2Header): Promise<void> {

@@ -1,5 +1,5 @@
-// Walks everything in an image that refers to host clusters, counts the references, and reports entries that cannot be
-// right. What counts as a corruption is what QEMU counts.
+// Walks everything in an image that refers to host clusters, counts the references, and reports entries that
+// cannot be right. What counts as a corruption is what QEMU counts.
 
 import { bitmapTableEntry } from "./bitmaps.ts";
 import type { CheckTally } from "./check-report.ts";
@@ -140,7 +140,7 @@ export function countRefcountBlocks(
   return rebuild;
 }
 
-// --- mapping tables -------------------------------------------------------------------------------------------
+// --- mapping tables --------------------------------------------------------------------------------------
 
 async function walkL1(walk: Walk, offset: number, entries: number, active: boolean): Promise<void> {
   const { counts, tally, image } = walk;

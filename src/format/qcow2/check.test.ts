@@ -9,7 +9,7 @@ import { KiB, MiB, TiB } from "../../base/units.ts";
 import { checkImage } from "./check.ts";
 import { type CheckResult, checkExitCode, imageCheck, verdictOf } from "./check-report.ts";
 import { createQcow2 } from "./create.ts";
-import { MemoryImage } from "./memory-image.ts";
+import { MemoryImage } from "./testing/memory-image.ts";
 
 const hasQemu = spawnSync("qemu-img", ["--version"]).status === 0;
 const directory = mkdtempSync(join(tmpdir(), "qcow2-check-"));

@@ -1,6 +1,8 @@
-// The consistency check: counts the references to every host cluster and compares them with the refcounts on disk.
+// The consistency check: counts the references to every host cluster and compares them with the refcounts on
+// disk.
 //
-//   1. Whatever the image holds, the check ends with a result: a table that cannot be read is a check error in it.
+//   1. Whatever the image holds, the check ends with a result: a table that cannot be read is a check error
+//      in it.
 //   2. Memory is bounded: a window of counts, one table, a few refcount blocks (see reference-counts.ts).
 //   3. Verdict and counts are those of `qemu-img check`.
 
@@ -36,7 +38,8 @@ export interface CheckOutcome {
 
 /**
  * Checks an image. It changes nothing; the file may be open for reading only, and nobody else writes to it.
- * @throws BlockError when the header is not that of an image that we can open (IMAGE_FORMAT, IMAGE_UNSUPPORTED,
+ * @throws BlockError when the header is not that of an image that we can open (IMAGE_FORMAT,
+ * IMAGE_UNSUPPORTED,
  *   IMAGE_CORRUPT)
  */
 export async function checkImage(file: ImageFile, options: CheckOptions = {}): Promise<CheckResult> {

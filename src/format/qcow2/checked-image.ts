@@ -35,7 +35,8 @@ export async function readCheckedHeader(file: ImageFile): Promise<Qcow2Header> {
 
 /**
  * Reads everything that a check needs at hand.
- * @throws BlockError IMAGE_CORRUPT when the snapshot table or the bitmap directory is broken; what the host says
+ * @throws BlockError IMAGE_CORRUPT when the snapshot table or the bitmap directory is broken; what the host
+ * says
  */
 export async function openChecked(file: ImageFile, header: Qcow2Header): Promise<CheckedImage> {
   const geometry = geometryOf(header);

@@ -1,10 +1,10 @@
 // Decodes one compressed cluster. (Specification: "Compressed Clusters Descriptor".)
 //
-//   1. Output is exactly one cluster: what decodes to less or more is corrupt. Nothing larger is ever allocated, so an
-//      image cannot be a bomb.
+//   1. Output is exactly one cluster: what decodes to less or more is corrupt. Nothing larger is ever
+//      allocated, so an image cannot be a bomb.
 //   2. Input ends at a sector, behind the end of the data: what follows the data is not looked at.
-//   3. A small cluster is decoded at once (a promise and the thread pool cost more); a large one in the thread pool,
-//      so that it does not stop the loop.
+//   3. A small cluster is decoded at once (a promise and the thread pool cost more); a large one in the
+//      thread pool, so that it does not stop the loop.
 
 import { promisify } from "node:util";
 import zlib from "node:zlib";
@@ -50,7 +50,8 @@ export function decompressCluster(type: CompressionType, input: Buffer, output: 
 }
 
 function inflate(input: Buffer, output: Buffer): Completion {
-  // The last sector may lie past the end of a file that was cut there: take what there is, then look at the length.
+  // The last sector may lie past the end of a file that was cut there: take what there is, then look at the
+  // length.
   const options = { maxOutputLength: output.length, finishFlush: zlib.constants.Z_SYNC_FLUSH };
   if (output.length <= INLINE_BYTES_MAX) return take(zlib.inflateRawSync(input, options), output);
   return later(inflateLater(input, options), output);

@@ -1,5 +1,5 @@
-// COPIED in the active tables must say whether a refcount is exactly one: a wrong flag lets a write into a shared
-// cluster (set), or copies for nothing (clear).
+// COPIED in the active tables must say whether a refcount is exactly one: a wrong flag lets a write into a
+// shared cluster (set), or copies for nothing (clear).
 
 import type { CheckTally } from "./check-report.ts";
 import type { CheckedImage } from "./checked-image.ts";

@@ -6,7 +6,7 @@ import { afterAll, describe, expect, test } from "vitest";
 import { GiB, KiB, MiB, TiB } from "../../base/units.ts";
 import { type CreateOptions, createQcow2, newHeader } from "./create.ts";
 import { headerAreaBytes, isQcow2, parseHeader } from "./header.ts";
-import { MemoryImage } from "./memory-image.ts";
+import { MemoryImage } from "./testing/memory-image.ts";
 
 const hasQemu = spawnSync("qemu-img", ["--version"]).status === 0;
 const directory = mkdtempSync(join(tmpdir(), "qcow2-create-"));

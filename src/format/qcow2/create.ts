@@ -184,7 +184,9 @@ function checkClusterSize(clusterSize: number, extendedL2: boolean): void {
   }
 }
 
-/** The refcount blocks cover themselves too, so the plan is repeated until it holds all of its own clusters. */
+/**
+ * The refcount blocks cover themselves too, so the plan is repeated until it holds all of its own clusters.
+ */
 function planLayout(header: Qcow2Header, geometry: Geometry, preallocated: boolean): Layout {
   const l1Clusters = divideUp(header.l1Size * L1_ENTRY_BYTES, geometry.clusterSize);
   const l2Tables = preallocated ? header.l1Size : 0;

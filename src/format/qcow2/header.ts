@@ -1,13 +1,16 @@
 // The image header: first cluster of the file. (Specification: "Header", "Header extensions".)
 //
-//   | fields: 72 bytes (v2), 112 and more (v3) | extensions: type, length, data ... END | backing file name | zeros |
+//   | fields: 72 (v2), 112 and more bytes (v3) | extensions: type, length, data ... END | backing name | 0 |
 //
-//   1. No field is used as a size before it was compared with its bound. The bounds and the words of each error are
-//      QEMU's; a mistake that QEMU does not notice (a table over the header, past the end of the file) has words of ours.
-//   2. What we do not know is kept: unknown fields, unknown extensions (in their order), unknown compatible bits.
-//   3. The backing format comes first among the extensions, so that a new backing link changes the first sector and
-//      the name only.
-//   4. Flags are changed in place (`serializeFeatures`), not by rewriting the header: a write inside one sector.
+//   1. No field is used as a size before it was compared with its bound. The bounds and the words of each
+//      error are QEMU's; a mistake that QEMU does not notice (a table over the header, past the end of the
+//      file) has words of ours.
+//   2. What we do not know is kept: unknown fields, unknown extensions (in their order), unknown compatible
+//      bits.
+//   3. The backing format comes first among the extensions, so that a new backing link changes the first
+//      sector and the name only.
+//   4. Flags are changed in place (`serializeFeatures`), not by rewriting the header: a write inside one
+//      sector.
 
 import { readU64OrInfinity, writeU64 } from "../../base/bytes.ts";
 import { BlockError } from "../../base/errors.ts";
@@ -142,7 +145,8 @@ export function isQcow2(start: Buffer): boolean {
  * Parses and checks the header.
  * @param area the first cluster of the file ({@link headerAreaBytes}); past the end of the file zeros
  * @param fileSize length of the file in bytes; Infinity where it does not matter
- * @throws BlockError IMAGE_FORMAT not qcow2; IMAGE_UNSUPPORTED a version or feature; IMAGE_CORRUPT an absurd field
+ * @throws BlockError IMAGE_FORMAT not qcow2; IMAGE_UNSUPPORTED a version or feature; IMAGE_CORRUPT an absurd
+ * field
  */
 export function parseHeader(area: Buffer, fileSize: number, options: ParseOptions = {}): Qcow2Header {
   const clusterBits = parseClusterBits(area);
@@ -224,9 +228,10 @@ export function serializeFeatures(header: Qcow2Header): Buffer {
 }
 
 /**
- * The header area: fields, extensions, backing file name, zeros; one cluster. `nameOffset`: where the backing file
- * name goes if not right behind the extensions.
- * @throws BlockError ENOSPC when all that does not fit the first cluster, EINVAL when the backing file name is too long
+ * The header area: fields, extensions, backing file name, zeros; one cluster. `nameOffset`: where the backing
+ * file name goes if not right behind the extensions.
+ * @throws BlockError ENOSPC when all that does not fit the first cluster, EINVAL when the backing file name
+ * is too long
  */
 export function serializeHeader(header: Qcow2Header, nameOffset?: number): Buffer {
   const clusterSize = 2 ** header.clusterBits;
@@ -285,7 +290,7 @@ function extensionsInOrder(header: Qcow2Header): HeaderExtension[] {
   return all;
 }
 
-// --- checks ---------------------------------------------------------------------------------------------------
+// --- checks ----------------------------------------------------------------------------------------------
 
 function parseClusterBits(start: Buffer): number {
   if (start.length < V3_HEADER_BYTES || start.readUInt32BE(0) !== QCOW2_MAGIC) {

@@ -2,8 +2,8 @@ import type { Completion } from "../../base/completion.ts";
 import type { HostFile } from "../../sys/host-file.ts";
 
 /**
- * The bytes of an image for work that is done on it as a whole (create, check, repair): a node that can grow, or a
- * host file that no graph knows. Buffers are borrowed until the completion settles.
+ * The bytes of an image for work that is done on it as a whole (create, check, repair): a node that can grow,
+ * or a host file that no graph knows. Buffers are borrowed until the completion settles.
  */
 export interface ImageFile {
   readonly size: number;

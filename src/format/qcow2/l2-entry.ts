@@ -1,5 +1,6 @@
-// The entries of the mapping tables, written down once. An entry is a pair of 32-bit halves [high, low], as a table
-// cache holds them in a Uint32Array; no BigInt, and shifts only inside a half. (Specification: "Cluster mapping".)
+// The entries of the mapping tables, written down once. An entry is a pair of 32-bit halves [high, low], as a
+// table cache holds them in a Uint32Array; no BigInt, and shifts only inside a half. (Specification: "Cluster
+// mapping".)
 //
 //   L1 entry     63 COPIED | 62..56 reserved | 55..9 offset of the L2 table        | 8..0 reserved
 //   L2 entry     63 COPIED | 62 COMPRESSED=0 | 61..56 reserved | 55..9 host cluster | 8..1 reserved | 0 ZERO
@@ -66,8 +67,8 @@ export const SubclusterKind = {
 export type SubclusterKind = (typeof SubclusterKind)[keyof typeof SubclusterKind];
 
 /**
- * Where an L1 or standard L2 entry points to, in bytes; 0 when nowhere. Up to 2**56: a multiple of 512, so it is exact
- * as a number, and always far past the end of a file when it is nonsense.
+ * Where an L1 or standard L2 entry points to, in bytes; 0 when nowhere. Up to 2**56: a multiple of 512, so it
+ * is exact as a number, and always far past the end of a file when it is nonsense.
  */
 export function entryOffset(high: number, low: number): number {
   return (high & OFFSET_MASK_HIGH) * TWO_32 + ((low & OFFSET_MASK_LOW) >>> 0);
@@ -130,13 +131,17 @@ function compressedOffsetHighBits(clusterBits: number): number {
   return 30 - (clusterBits - 8);
 }
 
-/** Where the compressed data begins, in bytes. Not aligned. Above 2**53 it is inexact, and nonsense anyway. */
+/**
+ * Where the compressed data begins, in bytes. Not aligned. Above 2**53 it is inexact, and nonsense anyway.
+ */
 export function compressedOffset(high: number, low: number, clusterBits: number): number {
   const mask = 2 ** compressedOffsetHighBits(clusterBits) - 1;
   return (high & mask) * TWO_32 + (low >>> 0);
 }
 
-/** How many bytes the compressed data may take: to the end of the last 512-byte sector that the entry names. */
+/**
+ * How many bytes the compressed data may take: to the end of the last 512-byte sector that the entry names.
+ */
 export function compressedBytes(high: number, low: number, clusterBits: number): number {
   const moreSectors = (high & 0x3fff_ffff) >>> compressedOffsetHighBits(clusterBits);
   return (moreSectors + 1) * 512 - (low & 511);

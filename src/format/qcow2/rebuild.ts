@@ -2,9 +2,11 @@
 //
 //   | clusters in use, and the old structures | new refcount blocks | new refcount table |
 //                                             ^ start                                    ^ end
-//   1. The old structures are not touched: they may overlap with data, and they are all there is until the switch.
+//   1. The old structures are not touched: they may overlap with data, and they are all there is until the
+//      switch.
 //   2. Blocks and table are durable before the header names them: 12 bytes in one sector.
-//   3. A block that would hold only zeros is not made, but for those that cover the new structures themselves.
+//   3. A block that would hold only zeros is not made, but for those that cover the new structures
+//      themselves.
 
 import { writeU64 } from "../../base/bytes.ts";
 import { BlockError } from "../../base/errors.ts";
@@ -26,7 +28,8 @@ interface NewBlock {
 
 /**
  * Writes new refcount structures and switches the header to them.
- * @throws BlockError EFBIG when the table would be too large; what the host says. The image is as it was then.
+ * @throws BlockError EFBIG when the table would be too large; what the host says. The image is as it was
+ * then.
  */
 export async function rebuildRefcounts(image: CheckedImage, windowClusters: number): Promise<void> {
   const { geometry, file } = image;

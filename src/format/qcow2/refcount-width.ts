@@ -1,4 +1,5 @@
-// Refcounts of 1 to 64 bits in a buffer, as a refcount block holds them. (Specification: "Host cluster management".)
+// Refcounts of 1 to 64 bits in a buffer, as a refcount block holds them. (Specification: "Host cluster
+// management".)
 //
 //   below 8 bits: packed, the first one in the lowest bits of its byte; from 8 bits on: big-endian
 

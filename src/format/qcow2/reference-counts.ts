@@ -1,5 +1,6 @@
-// How often each host cluster is referred to, counted for a window of the file at a time, so that a check takes the
-// same memory for a file of any length: a file with more clusters than the window is walked several times.
+// How often each host cluster is referred to, counted for a window of the file at a time, so that a check
+// takes the same memory for a file of any length: a file with more clusters than the window is walked several
+// times.
 
 import type { CheckTally } from "./check-report.ts";
 import { type Geometry, MAX_CLUSTER_BITS } from "./header.ts";
@@ -49,8 +50,8 @@ export class ReferenceCounts {
   }
 
   /**
-   * Counts a reference to `bytes` bytes at `offset`. The last cluster of the file may be cut; what lies further out
-   * is reported and not counted.
+   * Counts a reference to `bytes` bytes at `offset`. The last cluster of the file may be cut; what lies
+   * further out is reported and not counted.
    */
   add(offset: number, bytes: number): void {
     if (bytes <= 0) return;

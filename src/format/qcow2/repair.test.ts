@@ -8,8 +8,8 @@ import { MiB } from "../../base/units.ts";
 import { checkImage } from "./check.ts";
 import { verdictOf } from "./check-report.ts";
 import { type CreateOptions, createQcow2 } from "./create.ts";
-import { MemoryImage } from "./memory-image.ts";
 import { repairImage } from "./repair.ts";
+import { MemoryImage } from "./testing/memory-image.ts";
 
 const hasQemu = spawnSync("qemu-img", ["--version"]).status === 0;
 const directory = mkdtempSync(join(tmpdir(), "qcow2-repair-"));

@@ -1,9 +1,10 @@
 // Makes the refcounts of an image right again, from what its tables refer to.
 //
-//   1. Refcounts are changed only after every reference was counted: a table that cannot be read ends the repair.
+//   1. Refcounts are changed only after every reference was counted: a table that cannot be read ends the
+//      repair.
 //   2. Mapping tables are trusted; refcounts and COPIED flags follow them. No data is moved or dropped.
-//   3. Where the refcount structures themselves are broken they are rebuilt in free space behind everything else, and
-//      the header is switched to them last (rebuild.ts).
+//   3. Where the refcount structures themselves are broken they are rebuilt in free space behind everything
+//      else, and the header is switched to them last (rebuild.ts).
 //   4. The dirty and the corrupt bit are cleared only when a second check finds nothing wrong.
 
 import { BlockError, errorMessage } from "../../base/errors.ts";
@@ -28,8 +29,8 @@ import { type ReferenceCounts, WINDOW_CLUSTERS, windowsOf } from "./reference-co
 export type RepairMode = "leaks" | "all";
 
 /**
- * Repairs an image that nobody else uses; the file is open for writing. The result is that of a check afterwards,
- * with what was fixed.
+ * Repairs an image that nobody else uses; the file is open for writing. The result is that of a check
+ * afterwards, with what was fixed.
  * @throws BlockError when the header is not that of an image that we can open
  */
 export async function repairImage(
@@ -118,7 +119,8 @@ async function fixBlock(
   }
   if (!changed) return;
   await refcounts.writeBlock(range.index, block);
-  // Nothing refers to these clusters, so it does not matter whether the hole or the refcount is durable first.
+  // Nothing refers to these clusters, so it does not matter whether the hole or the refcount is durable
+  // first.
   for (const cluster of freed) await file.discard(cluster * geometry.clusterSize, geometry.clusterSize);
 }
 

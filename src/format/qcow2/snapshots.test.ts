@@ -9,8 +9,8 @@ import { MiB } from "../../base/units.ts";
 import { readCheckedHeader } from "./checked-image.ts";
 import { newHeader } from "./create.ts";
 import type { Qcow2Header } from "./header.ts";
-import { MemoryImage } from "./memory-image.ts";
 import { parseSnapshots, readSnapshots, snapshotInfo } from "./snapshots.ts";
+import { MemoryImage } from "./testing/memory-image.ts";
 
 const hasQemu = spawnSync("qemu-img", ["--version"]).status === 0;
 

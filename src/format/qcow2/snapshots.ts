@@ -1,8 +1,8 @@
-// The table of internal snapshots. (Specification: "Snapshots".) Entries have variable length, so the table ends where
-// its last entry does:
+// The table of internal snapshots. (Specification: "Snapshots".) Entries have variable length, so the table
+// ends where its last entry does:
 //
-//   | L1 offset 8 | L1 entries 4 | id length 2 | name length 2 | date 8 | VM clock 8 | VM state 4 | extra length 4 |
-//   | extra: VM state 8, disk size 8, icount 8, more | id | name | padding to 8 |
+//   | L1 offset 8 | L1 entries 4 | id length 2 | name length 2 | date 8 | VM clock 8 | VM state 4 |
+//   | extra length 4 | extra: VM state 8, disk size 8, icount 8, more | id | name | padding to 8 |
 
 import { readU64OrInfinity } from "../../base/bytes.ts";
 import { BlockError } from "../../base/errors.ts";

@@ -1,8 +1,9 @@
-// Finds the end of a zstd frame and what it says of its size, without decoding it (RFC 8878, section 3.1.1). Decoders
-// that take whole buffers treat what follows a frame as another one, and allocate what a frame asks for: both must be
-// known before.
+// Finds the end of a zstd frame and what it says of its size, without decoding it (RFC 8878, section 3.1.1).
+// Decoders that take whole buffers treat what follows a frame as another one, and allocate what a frame asks
+// for: both must be known before.
 //
-//   magic 4 | descriptor 1 | window 0..1 | dictionary 0..4 | content size 0..8 | blocks (header 3, data) | checksum 0..4
+//   | magic 4 | descriptor 1 | window 0..1 | dictionary 0..4 | content size 0..8 |
+//   | blocks (header 3, data) | checksum 0..4 |
 
 import { BlockError } from "../../base/errors.ts";
 

@@ -186,9 +186,17 @@ class CrashRun {
     const total = this.#file.recorded.length;
     const crashes = this.#options.crashes ?? 25;
     for (let i = 0; i < crashes; i++) {
-      const at = i === 0 ? total : this.#prng.between(0, total);
+      const at = i === 0 ? total : this.#crashPoint(total);
       for (const share of [0, this.#prng.next(), 1]) await this.#judgeState(at, share);
     }
+  }
+
+  /** Anywhere, or right before a sync, when most is at stake. */
+  #crashPoint(total: number): number {
+    const at = this.#prng.between(0, total);
+    if (this.#prng.chance(0.4)) return at;
+    const sync = this.#file.recorded.findIndex(({ kind }, index) => index >= at && kind === "sync");
+    return sync < 0 ? at : sync;
   }
 
   async #judgeState(at: number, share: number): Promise<void> {
