@@ -1,5 +1,6 @@
-// Images of ours open in QEMU and QEMU's in ours: over version, cluster size, refcount width, compression, subclusters
-// and forms of the backing link. Bytes are compared both ways, and `qemu-img check` ends every test.
+// Images of ours open in QEMU and QEMU's in ours: over version, cluster size, refcount width, compression,
+// subclusters and forms of the backing link. Bytes are compared both ways, and `qemu-img check` ends every
+// test.
 //
 // STRATA_SEED varies what is written; a failure names its seed.
 
@@ -142,11 +143,13 @@ function guestCommands(shape: Shape, random: Prng, count: number): string[] {
     else if (kind === 5) commands.push(`write -q -z ${at} ${length}`);
     else if (kind === 6) commands.push(`write -q -z -u ${at} ${length}`);
     else if (kind === 7) commands.push(`discard -q ${cluster} ${shape.clusterSize}`);
-    // Several compressed clusters share a host cluster: more than a narrow refcount can count with a snapshot.
+    // Several compressed clusters share a host cluster: more than a narrow refcount can count with a
+    // snapshot.
     else if (shape.refcountBits < 8) commands.push(writeCommand(random, bytes));
     else commands.push(`write -q -c -P ${random.between(1, 255)} ${cluster} ${shape.clusterSize}`);
   }
-  // A compressed write over a cluster in use is an error of qemu-io: these go first, each to a cluster of its own.
+  // A compressed write over a cluster in use is an error of qemu-io: these go first, each to a cluster of its
+  // own.
   const compressed = commands.filter((command) => command.includes(" -c "));
   const places = new Set<string>();
   const once = compressed.filter((command) => {
@@ -157,8 +160,8 @@ function guestCommands(shape: Shape, random: Prng, count: number): string[] {
 }
 
 /**
- * Writes, zeroes and discards through our driver, at any byte, and the same in `model`. What a discard leaves is the
- * driver's choice cluster by cluster: what was there, or zeros.
+ * Writes, zeroes and discards through our driver, at any byte, and the same in `model`. What a discard leaves
+ * is the driver's choice cluster by cluster: what was there, or zeros.
  */
 async function useImage(image: OpenImage, model: Buffer, random: Prng, count: number): Promise<void> {
   const { node } = image;

@@ -1,5 +1,5 @@
-// Images that are unusual, damaged or hostile: persistent bitmaps, a dirty bit, unknown features, enormous disks,
-// entries that point where they must not.
+// Images that are unusual, damaged or hostile: persistent bitmaps, a dirty bit, unknown features, enormous
+// disks, entries that point where they must not.
 
 import { closeSync, openSync, readFileSync, writeFileSync, writeSync } from "node:fs";
 import path from "node:path";

@@ -1,4 +1,5 @@
-// Images opened in this process, through the real host file, graph and drivers, and what QEMU makes of the same files.
+// Images opened in this process, through the real host file, graph and drivers, and what QEMU makes of the
+// same files.
 
 import { onTestFinished } from "vitest";
 import { silentLogger } from "../../src/base/logger.ts";
