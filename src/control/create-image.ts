@@ -23,7 +23,7 @@ export interface OverlaySettings {
 
 /** Writes an empty qcow2 overlay to a new file, durably. @throws BlockError; what the host says */
 export async function createOverlay({ path, backing, backingFile }: OverlaySettings): Promise<void> {
-  const file = await createHostFile(path, { size: 0 });
+  const file = await createFileOf(path, { size: 0 });
   try {
     await createQcow2(hostImageFile(file), {
       size: backing.size,
@@ -32,6 +32,16 @@ export async function createOverlay({ path, backing, backingFile }: OverlaySetti
     });
   } finally {
     await file.close();
+  }
+}
+
+/** As `createHostFile`, in the words that QEMU has for it. */
+async function createFileOf(path: string, options: Parameters<typeof createHostFile>[1]) {
+  try {
+    return await createHostFile(path, options);
+  } catch (error) {
+    if (!(error instanceof BlockError) || !error.message.startsWith("Could not open ")) throw error;
+    throw new BlockError(error.code, error.message.replace("open", "create"), error);
   }
 }
 
@@ -53,7 +63,7 @@ async function createFile(options: Extract<ImageOptions, { driver: "file" }>): P
     throw new BlockError("ENOTSUP", "Unsupported preallocation mode 'metadata'");
   }
   if (size < 0) throw new BlockError("EINVAL", "Image size must not be negative");
-  const file = await createHostFile(filename, { size, preallocation });
+  const file = await createFileOf(filename, { size, preallocation });
   await file.close();
 }
 

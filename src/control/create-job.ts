@@ -7,7 +7,7 @@ export class CreateJob extends Job {
   readonly #create: () => Promise<void>;
 
   constructor(id: string, create: () => Promise<void>, listener: JobListener, clock: Clock) {
-    super({ id, autoFinalize: true, autoDismiss: false, speed: 0 }, listener, clock);
+    super({ id, autoFinalize: true, autoDismiss: false, speed: 0 }, statusOnly(listener), clock);
     this.#create = create;
     this.length = 1;
   }
@@ -25,4 +25,9 @@ export class CreateJob extends Job {
   protected override async prepare(): Promise<void> {}
 
   protected override async clean(): Promise<void> {}
+}
+
+/** Events of block jobs are not for a job that has no disk. */
+function statusOnly(listener: JobListener): JobListener {
+  return { statusChanged: (job) => listener.statusChanged(job), event() {} };
 }

@@ -68,8 +68,8 @@ export class MonitorNodes {
     if (others.some((use) => use.role === "root")) {
       throw new BlockError("NODE_IN_USE", `Node ${name} is in use`);
     }
-    refuseBacking(this.#graph, node);
     node.refuseBlocked();
+    refuseBacking(this.#graph, node);
     const held = this.#held.get(node);
     if (held === undefined) throw new BlockError("EINVAL", `Node ${name} is not owned by the monitor`);
     if (others.length > 0) throw new BlockError("NODE_IN_USE", `Block device ${name} is in use`);
@@ -93,7 +93,7 @@ export class MonitorNodes {
 
 /** @throws BlockError EBUSY when the node is below another one */
 export function refuseBacking(graph: Graph, node: BlockNode): void {
-  const link = graph.usesOf(node).find((use) => use.role === "backing");
+  const link = graph.usesOf(node).findLast((use) => use.role === "backing");
   if (link === undefined) return;
   throw new BlockError(
     "EBUSY",

@@ -79,9 +79,10 @@ function imageInfo(node: BlockNode, flat: boolean): Members {
 function backingInfo(node: BlockNode): Members {
   const { backingFile, backingFormat } = node.details();
   if (backingFile === undefined) return {};
+  const full = fullName(node, backingFile);
   return {
     "backing-filename": backingFile,
-    "full-backing-filename": fullName(node, backingFile),
+    ...(full === backingFile ? {} : { "full-backing-filename": full }),
     ...(backingFormat === undefined ? {} : { "backing-filename-format": backingFormat }),
   };
 }

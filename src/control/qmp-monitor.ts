@@ -110,7 +110,9 @@ class QmpSession {
       const isWorlds = error instanceof BlockError;
       if (!isWorlds) this.#daemon.logger.error(`QMP: ${String((error as Error).stack ?? error)}`);
       const { qmp } = ERROR_CODES[errorCode(error)];
-      return { ...withId, error: { class: qmp, desc: errorMessage(error) } };
+      // What follows the first line is a hint for people at a terminal, as in the reference.
+      const [desc] = errorMessage(error).split("\n", 1);
+      return { ...withId, error: { class: qmp, desc } };
     }
   }
 

@@ -28,11 +28,12 @@ function planReopening(daemon: Daemon, options: NodeOptions): Reopening {
   if (node === undefined) {
     throw new BlockError("NODE_NOT_FOUND", `Failed to find node with node-name='${name}'`);
   }
-  if (options.driver !== node.driverName) throw cannotChange("driver");
-  if (node.backing !== undefined && options.backing === undefined) {
+  const before = daemon.nodes.optionsOf(node) ?? { driver: node.driverName };
+  if (options.backing === undefined && (node.backing !== undefined || before.backing !== undefined)) {
     throw new BlockError("EINVAL", `backing is missing for '${name}'`);
   }
-  refuseOtherChanges(daemon, node, options);
+  if (options.driver !== node.driverName) throw cannotChange("driver");
+  refuseOtherChanges(node, before, options);
   return { node, options, backing: newBacking(daemon, node, options) };
 }
 
@@ -45,8 +46,7 @@ const CHANGEABLE: readonly string[] = [
   "file",
 ];
 
-function refuseOtherChanges(daemon: Daemon, node: BlockNode, options: NodeOptions): void {
-  const before = daemon.nodes.optionsOf(node) ?? { driver: node.driverName };
+function refuseOtherChanges(node: BlockNode, before: NodeOptions, options: NodeOptions): void {
   for (const name of new Set([...Object.keys(before), ...Object.keys(options)])) {
     if (CHANGEABLE.includes(name)) continue;
     if (JSON.stringify(before[name]) !== JSON.stringify(options[name])) throw cannotChange(name);

@@ -1,3 +1,6 @@
+import fs from "node:fs";
+import { constants } from "node:os";
+import { dirname } from "node:path";
 import { BlockError } from "../../base/errors.ts";
 import { fsError } from "../../sys/host-error.ts";
 
@@ -9,7 +12,8 @@ export type SocketAddress =
 
 /** The error for an address that cannot be listened on, in QEMU's words. */
 export function bindError(address: SocketAddress, error: unknown): BlockError {
-  if (address.kind === "unix") return fsError(error, `Failed to bind socket to ${address.path}`);
+  if (address.kind === "unix")
+    return fsError(unixError(address.path, error), `Failed to bind socket to ${address.path}`);
   if (address.kind === "fd") return fsError(error, `Failed to listen on descriptor ${address.fd}`);
   const code = (error as NodeJS.ErrnoException).code;
   if (code === "EADDRINUSE") {
@@ -28,4 +32,10 @@ export function bindError(address: SocketAddress, error: unknown): BlockError {
     );
   }
   return fsError(error, `Failed to listen on ${address.host}:${address.port}`);
+}
+
+/** Node reports a directory that is not there as EACCES. */
+function unixError(path: string, error: unknown): unknown {
+  const isMissing = (error as NodeJS.ErrnoException).code === "EACCES" && !fs.existsSync(dirname(path));
+  return isMissing ? { errno: -constants.errno.ENOENT } : error;
 }

@@ -11,12 +11,13 @@
 // $DIR stands for the directory of the test. Timestamps are checked and left out.
 
 import { createConnection } from "node:net";
+import { basename } from "node:path";
 import { makeQcow2Image, makeRawImage } from "./image-fixtures.ts";
 
 type Message = Record<string, unknown>;
 
 /** Members whose values are up to the host: their presence counts, not what they hold. */
-const HOST_MEMBERS = new Set(["actual-size", "thread-id"]);
+const HOST_MEMBERS = new Set(["actual-size"]);
 
 /** One connection to a monitor, line by line. */
 export class MonitorClient {
@@ -156,24 +157,41 @@ function written(message: Message, directory: string): string {
     .replace(/#block\d+/g, "#block");
 }
 
-/** How far a job has come depends on the moment, unless it is all of the way. */
-function isHalfway(key: string, holder: object): boolean {
-  const {
-    offset,
-    len,
-    "current-progress": current,
-    "total-progress": total,
-  } = holder as Record<string, unknown>;
-  return (key === "offset" && offset !== len) || (key === "current-progress" && current !== total);
+/** The reference describes a chain that was put together by hand as "json:{...}"; its last file is the image itself. */
+function plainName(text: string): string {
+  return text.startsWith("json:") ? (/.*"filename": "([^"]*)"/.exec(text)?.[1] ?? text) : text;
 }
 
-/** Members in order of the alphabet: the reference gives them in the order of its hash table. */
+function plainNumber(key: string, value: number, holder: Message): number {
+  // The length of a host file depends on what an image's writer allocates first.
+  if (HOST_MEMBERS.has(key) || (key === "virtual-size" && holder["format"] === "file")) return 0;
+  // How far a job has come depends on the moment, and ours counts only what it really copies: all of it, or not all.
+  const { offset, len, "current-progress": current, "total-progress": total } = holder;
+  if (key === "offset" || key === "len") return offset === len ? 1 : 0;
+  if (key === "current-progress" || key === "total-progress") return current === total ? 1 : 0;
+  return value;
+}
+
+/**
+ * Members in order of the alphabet: the reference gives them in the order of its hash table. Of a backing link, its
+ * last part: the reference tells the path that it would write, ours the link as it stands.
+ */
 function canonical(value: unknown): unknown {
+  if (typeof value === "string") return plainName(value);
   if (Array.isArray(value)) return value.map(canonical);
   if (typeof value !== "object" || value === null) return value;
-  const members = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1));
+  const members = Object.entries(value)
+    .filter(([key]) => key !== "full-backing-filename")
+    .sort(([a], [b]) => (a < b ? -1 : 1));
   return Object.fromEntries(
-    members.map(([key, held]) => [key, HOST_MEMBERS.has(key) || isHalfway(key, value) ? 0 : canonical(held)]),
+    members.map(([key, held]) => [
+      key,
+      key === "backing-filename"
+        ? basename(plainName(String(held)))
+        : typeof held === "number"
+          ? plainNumber(key, held, value as Message)
+          : canonical(held),
+    ]),
   );
 }
 
@@ -182,4 +200,67 @@ function checkTimestamp(timestamp: unknown): void {
   if (!Number.isInteger(seconds) || !(microseconds >= 0 && microseconds < 1e6)) {
     throw new Error(`odd timestamp ${JSON.stringify(timestamp)}`);
   }
+}
+
+// --- comparing --------------------------------------------------------------------------------------------------
+
+/** One command and what came back, in a form in which two programs can be compared. */
+export interface Section {
+  readonly sent: string;
+  readonly replies: string[];
+  /** In order; without moments at which a job only stood still for a change of the graph. */
+  readonly events: string[];
+}
+
+/**
+ * The conversation by commands. Where the reply stands among the events is up to the moment; the order of the events is
+ * not. `own` takes the `<!` lines in place of what the reference says.
+ */
+export function sections(conversation: string, own: boolean): Section[] {
+  const result: Section[] = [];
+  let heard: string[] = [];
+  const finish = () => {
+    const last = result.at(-1);
+    if (last === undefined) return;
+    last.replies.push(...heard.filter((line) => !isEvent(line)));
+    last.events.push(...withoutDrains(heard.filter(isEvent)));
+    heard = [];
+  };
+  for (const line of conversation.split("\n")) {
+    if (line.startsWith("> ")) {
+      finish();
+      result.push({ sent: line.slice(2), replies: [], events: [] });
+    } else if (line.startsWith("< ")) heard.push(withoutHolder(line.slice(2)));
+    else if (line.startsWith("<! ") && own) {
+      heard.pop();
+      if (line !== "<! -") heard.push(line.slice(3));
+    }
+  }
+  finish();
+  return result;
+}
+
+/** Where the reference says that a job is in the way, ours adds which one. */
+function withoutHolder(line: string): string {
+  return line.replace(/(in use by block job: \w+) \(job '[^']*'\)/, "$1");
+}
+
+function isEvent(line: string): boolean {
+  return line.includes('"event":"');
+}
+
+/** Drops a "paused" that is taken back at once, and a job that was refused between "created" and "null". */
+function withoutDrains(events: readonly string[]): string[] {
+  const left = [...events];
+  for (let at = 0; at + 1 < left.length; at++) {
+    if (left[at + 1] !== takenBack(left[at]!)) continue;
+    left.splice(at, 2);
+    at = Math.max(-1, at - 2);
+  }
+  return left;
+}
+
+function takenBack(event: string): string | undefined {
+  if (event.includes('"status":"paused"')) return event.replace("paused", "running");
+  return event.includes('"status":"created"') ? event.replace("created", "null") : undefined;
 }
