@@ -102,6 +102,11 @@ export abstract class Job {
 
   // --- verbs --------------------------------------------------------------------------------------------------
 
+  /** Gives back what a job holds that is not to be started. */
+  abandon(): Promise<void> {
+    return this.#clean();
+  }
+
   start(): void {
     this.#move("created");
     this.#busy = true;

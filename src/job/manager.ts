@@ -26,9 +26,14 @@ export class JobManager implements JobListener {
     if (this.#jobs.has(id)) throw new BlockError("EEXIST", `Job ID '${id}' already in use`);
   }
 
-  /** Starts a job whose id was checked. */
+  /** Starts a job. One whose id was taken while it was being made gives back what it holds. @throws as checkId */
   start(job: Job): void {
-    this.checkId(job.id);
+    try {
+      this.checkId(job.id);
+    } catch (error) {
+      void job.abandon();
+      throw error;
+    }
     this.#jobs.set(job.id, job);
     job.start();
   }

@@ -224,6 +224,16 @@ describe("who holds a part of a chain", () => {
     expect(world.leftovers()).toEqual([]);
   });
 
+  it("gives everything back when its id was taken while it was being made", async () => {
+    const { bench: it, world, named } = await bench();
+    const [first, second] = [it.start(named["E"]!, named["D"]), it.start(named["C"]!, named["A"])];
+    await expect(Promise.all([first, second])).rejects.toThrow("Job ID 'job0' already in use");
+    await (await first).concluded;
+    await rest();
+    expect(world.leftovers()).toEqual([]);
+    expect(named["C"]!.readOnly).toBe(true);
+  });
+
   it("lets no other job begin before its own top is read-only again", async () => {
     const { bench: it, world, named } = await bench();
     const gate = new Gate((call) => call.operation === "setReadOnly");

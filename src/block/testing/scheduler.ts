@@ -4,7 +4,6 @@
 
 import type { Clock } from "../../base/clock.ts";
 import { ManualClock } from "../../base/clock.ts";
-import type { Completion } from "../../base/completion.ts";
 import type { Prng } from "../../base/prng.ts";
 
 interface Waiter {
@@ -42,8 +41,8 @@ export class Scheduler {
   }
 
   /** Done at once, or when the scheduler picks it. */
-  step(what: string): Completion {
-    if (this.#prng.chance(this.#waitChance)) return this.always(what);
+  step(what: string): Promise<void> | undefined {
+    return this.#prng.chance(this.#waitChance) ? this.always(what) : undefined;
   }
 
   /** Done when the scheduler picks it. */
