@@ -83,9 +83,7 @@ export class DeferredFrees {
   release(runs: readonly FreedRun[]): void {
     if (runs.length === 0) return;
     for (const run of runs) this.#released.push(run);
-    this.#running ??= this.#run().finally(() => {
-      this.#running = undefined;
-    });
+    this.#running ??= this.#run();
   }
 
   /** Done when nothing is being freed any more. */
@@ -93,12 +91,17 @@ export class DeferredFrees {
     while (this.#running !== undefined) await this.#running;
   }
 
+  /** Ends in the turn in which nothing is left: what is released later begins anew, and is never overlooked. */
   async #run(): Promise<void> {
-    while (this.#released.length > 0) {
-      const batch = this.#released;
-      this.#released = [];
-      await this.#options.epochs.drained();
-      for (const run of batch) await this.#free(run);
+    try {
+      while (this.#released.length > 0) {
+        const batch = this.#released;
+        this.#released = [];
+        await this.#options.epochs.drained();
+        for (const run of batch) await this.#free(run);
+      }
+    } finally {
+      this.#running = undefined;
     }
   }
 
