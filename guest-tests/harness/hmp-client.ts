@@ -45,7 +45,7 @@ export class HmpClient {
     this.#socket.write(line + "\n");
     const heard = await this.#untilPrompt(line);
     const lines = heard.split(/\r?\n/);
-    if (lines[0]!.includes(line)) lines.shift();
+    if (lines[0]!.trim() === line) lines.shift();
     return lines.join("\n").trim();
   }
 
