@@ -41,7 +41,9 @@ export class ClusterLocks {
     longestQueue: 0,
   };
   // Held ranges [first, end), three arrays side by side: no object is made for a lock. An order of arrival is not
-  // needed among the held, so a lock that is given back is overwritten by the last one.
+  // needed among the held, so a lock that is given back is overwritten by the last one. The arrays are never shortened:
+  // they would be allocated anew for the next lock.
+  #heldCount = 0;
   readonly #first: number[] = [];
   readonly #end: number[] = [];
   readonly #exclusive: boolean[] = [];
@@ -54,7 +56,7 @@ export class ClusterLocks {
 
   /** Locks that are held and that are waited for; zero when nothing is going on. */
   get held(): number {
-    return this.#first.length;
+    return this.#heldCount;
   }
 
   get waiting(): number {
@@ -96,13 +98,14 @@ export class ClusterLocks {
   }
 
   #hold(first: number, end: number, exclusive: boolean): void {
-    this.#first.push(first);
-    this.#end.push(end);
-    this.#exclusive.push(exclusive);
+    const at = this.#heldCount++;
+    this.#first[at] = first;
+    this.#end[at] = end;
+    this.#exclusive[at] = exclusive;
   }
 
   #heldConflict(first: number, end: number, exclusive: boolean): boolean {
-    for (let i = 0; i < this.#first.length; i++) {
+    for (let i = 0; i < this.#heldCount; i++) {
       if (this.#first[i]! < end && first < this.#end[i]! && (exclusive || this.#exclusive[i]!)) return true;
     }
     return false;
@@ -116,18 +119,15 @@ export class ClusterLocks {
   #unlock(first: number, end: number, exclusive: boolean): void {
     const at = this.#find(first, end, exclusive);
     assert(at >= 0, `cluster lock [${first}, ${end}) was not held`);
-    const last = this.#first.length - 1;
+    const last = --this.#heldCount;
     this.#first[at] = this.#first[last]!;
     this.#end[at] = this.#end[last]!;
     this.#exclusive[at] = this.#exclusive[last]!;
-    this.#first.length = last;
-    this.#end.length = last;
-    this.#exclusive.length = last;
     if (this.#waiting.length > 0) this.#grantWaiting(first, end);
   }
 
   #find(first: number, end: number, exclusive: boolean): number {
-    for (let i = this.#first.length - 1; i >= 0; i--) {
+    for (let i = this.#heldCount - 1; i >= 0; i--) {
       if (this.#first[i] === first && this.#end[i] === end && this.#exclusive[i] === exclusive) return i;
     }
     return -1;

@@ -184,7 +184,7 @@ export class Mapping {
     }
     const index = Math.floor(within / this.subclusterSize);
     const kind = subclusterRunKind(zero, allocated, index);
-    let end = index + 1;
+    let end = allocated === ALL_SUBCLUSTERS ? 32 : index + 1;
     while (end < 32 && subclusterRunKind(zero, allocated, end) === kind) end++;
     this.#piece = Math.min(bytes, end * this.subclusterSize - within);
     if (this.#pieceHost !== NOWHERE) this.#pieceHost += within;
