@@ -8,6 +8,7 @@ import type { Step } from "./daemon-options.ts";
 import { HmpMonitor } from "./hmp/monitor.ts";
 import { parseKeyval, parseOption } from "./keyval.ts";
 import { adaptNodeOptions } from "./node-options.ts";
+import { duplicateObject } from "./objects.ts";
 import { blockdevOptions } from "./qapi/block.ts";
 import { exportOptions, nbdServerOptions } from "./qapi/export.ts";
 import { objectOptions } from "./qapi/object.ts";
@@ -42,6 +43,7 @@ const STEPS: Readonly<Record<Step["option"], (daemon: Daemon, text: string) => u
     daemon.nodes.add(adaptNodeOptions(read(blockdevOptions, text, "driver"), daemon.logger)),
   chardev: (daemon, text) => {
     const { id, backend } = parseChardevOption(text);
+    if (daemon.chardevs.has(id)) throw duplicateObject(id);
     return daemon.chardevs.add(id, backend);
   },
   export: (daemon, text) => addExport(daemon, read(exportOptions, text, "type")),

@@ -42,3 +42,8 @@ export class ObjectTable {
     throw new BlockError("ENOTSUP", `TLS is not supported: the NBD server cannot use '${id}'`);
   }
 }
+
+/** The words for an id that is taken; on a command line, for character devices too. */
+export function duplicateObject(id: string): BlockError {
+  return new BlockError("EEXIST", `attempt to add duplicate property '${id}' to object (type 'container')`);
+}

@@ -1,4 +1,5 @@
 import fs from "node:fs";
+import net from "node:net";
 import { constants } from "node:os";
 import { dirname } from "node:path";
 import { BlockError } from "../../base/errors.ts";
@@ -12,10 +13,13 @@ export type SocketAddress =
 
 /** The error for an address that cannot be listened on, in QEMU's words. */
 export function bindError(address: SocketAddress, error: unknown): BlockError {
-  if (address.kind === "unix")
-    return fsError(unixError(address.path, error), `Failed to bind socket to ${address.path}`);
-  if (address.kind === "fd") return fsError(error, `Failed to listen on descriptor ${address.fd}`);
   const code = (error as NodeJS.ErrnoException).code;
+  if (address.kind === "unix") {
+    const what = `Failed to bind socket to ${address.path}`;
+    if (code === "EADDRINUSE") return new BlockError("EADDRINUSE", `${what}: Address already in use`, error);
+    return fsError(unixError(address.path, error), what);
+  }
+  if (address.kind === "fd") return fsError(error, `Failed to listen on descriptor ${address.fd}`);
   if (code === "EADDRINUSE") {
     return new BlockError(
       "EADDRINUSE",
@@ -38,4 +42,20 @@ export function bindError(address: SocketAddress, error: unknown): BlockError {
 function unixError(path: string, error: unknown): unknown {
   const isMissing = (error as NodeJS.ErrnoException).code === "EACCES" && !fs.existsSync(dirname(path));
   return isMissing ? { errno: -constants.errno.ENOENT } : error;
+}
+
+/** Removes the name of a unix socket at which nobody listens: it is left over from a server that was killed. */
+export async function removeStale(address: SocketAddress): Promise<void> {
+  if (address.kind !== "unix") return;
+  const { path } = address;
+  if (!fs.lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return;
+  const refused = await new Promise<boolean>((resolve) => {
+    const probe = net.connect({ path });
+    probe.once("connect", () => {
+      probe.destroy();
+      resolve(false);
+    });
+    probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code === "ECONNREFUSED"));
+  });
+  if (refused) fs.rmSync(path, { force: true });
 }

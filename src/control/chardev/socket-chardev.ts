@@ -3,12 +3,11 @@
 //   1. One peer at a time. Others that connect to a server wait their turn, up to a number; more are hung up on.
 //   2. A client whose server goes away tries again where `reconnect` says so; otherwise it stays closed.
 
-import fs from "node:fs";
 import net from "node:net";
 import type { Clock } from "../../base/clock.ts";
 import { fsError } from "../../sys/host-error.ts";
 import type { Chardev, Frontend, Peer } from "./chardev.ts";
-import { bindError, type SocketAddress } from "./socket-address.ts";
+import { bindError, removeStale, type SocketAddress } from "./socket-address.ts";
 
 export interface SocketSettings {
   readonly id: string;
@@ -18,6 +17,8 @@ export interface SocketSettings {
   readonly reconnectMs: number;
 }
 
+/** How long the end of a device waits for a peer to take what was written for it. */
+const FAREWELL_MS = 1000;
 /** Peers that may wait for their turn at a server. */
 const WAITING_MAX = 16;
 
@@ -78,23 +79,33 @@ export class SocketChardev implements Chardev {
   async close(): Promise<void> {
     this.#closed = true;
     this.#cancelRetry?.();
-    for (const socket of this.#waiting.splice(0)) socket.destroy();
-    // What was written last still goes out; a peer that does not read is not waited for.
-    this.#current?.end();
-    this.#current?.unref();
     const server = this.#server;
-    if (server === undefined) return;
-    await new Promise<void>((resolve) => {
-      server.close(() => resolve());
-      this.#current?.destroySoon();
-    });
+    const closed = server && new Promise<void>((resolve) => server.close(() => resolve()));
+    for (const socket of this.#waiting.splice(0)) socket.destroy();
+    if (this.#current !== undefined) await this.#farewell(this.#current);
+    await closed;
+  }
+
+  /** What was written last still goes out; a peer that does not read is not waited for long. */
+  async #farewell(socket: net.Socket): Promise<void> {
+    if (!socket.destroyed) {
+      await new Promise<void>((resolve) => {
+        const cancel = this.#clock.after(FAREWELL_MS, resolve);
+        socket.once("close", resolve);
+        socket.end(() => {
+          cancel();
+          resolve();
+        });
+      });
+    }
+    socket.destroy();
   }
 
   // --- server -------------------------------------------------------------------------------------------------
 
   async #listen(): Promise<void> {
     const { address } = this.#settings;
-    if (address.kind === "unix") await removeStale(address.path);
+    await removeStale(address);
     const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: false }, (socket) =>
       this.#arrived(socket),
     );
@@ -195,18 +206,4 @@ function listenOptions(address: SocketAddress): net.ListenOptions & { fd?: numbe
 function describe(address: SocketAddress): string {
   if (address.kind === "unix") return `unix:${address.path}`;
   return address.kind === "inet" ? `tcp:${address.host}:${address.port}` : `fd:${address.fd}`;
-}
-
-/** Removes the name of a unix socket at which nobody listens: it is left over from a server that was killed. */
-async function removeStale(path: string): Promise<void> {
-  if (!fs.lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return;
-  const refused = await new Promise<boolean>((resolve) => {
-    const probe = net.connect({ path });
-    probe.once("connect", () => {
-      probe.destroy();
-      resolve(false);
-    });
-    probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code === "ECONNREFUSED"));
-  });
-  if (refused) fs.rmSync(path, { force: true });
 }

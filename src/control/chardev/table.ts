@@ -22,6 +22,10 @@ export class ChardevTable {
     return [...this.#chardevs.values()];
   }
 
+  has(id: string): boolean {
+    return this.#chardevs.has(id);
+  }
+
   /** @throws BlockError in QEMU's words */
   async add(id: string, backend: ChardevBackend): Promise<void> {
     if (!isIdentifier(id)) throw new BlockError("EINVAL", "Parameter 'id' expects an identifier");

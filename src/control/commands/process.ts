@@ -86,7 +86,8 @@ export function processCommands(all: () => readonly Command[]): readonly Command
         try {
           await daemon.shutDown();
         } finally {
-          daemon.quit();
+          // The answer goes out first.
+          void daemon.clock.turn().then(() => daemon.quit());
         }
       },
     }),
