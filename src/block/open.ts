@@ -108,6 +108,9 @@ export class NodeOpener {
       throw new BlockError("EINVAL", `A block device must be specified for "file"`);
     }
     if (typeof options.file === "string") return this.graph.get(options.file);
+    // Told before the file is opened: its lock would refuse it with words that do not say why.
+    const { filename } = options.file;
+    if (typeof filename === "string") refuseCycle(filename, inherited.overlays);
     const node = await this.#open(options.file, { ...inherited, overlays: [] });
     undo.push(() => this.closeUnused(node));
     return node;
