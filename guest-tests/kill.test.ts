@@ -65,7 +65,7 @@ async function killedMerge(template: Chain, copy: string, seed: number): Promise
   const chain = await template.cloneTo(scratchDirectory());
   const { daemon, uri } = await serveAgain(chain, { byLinks: IS_REFERENCE });
   const writer = await RecordingWriter.connect(uri, prng);
-  const writing = later(writer.run());
+  const writing = writer.run();
   await writer.afterWrites(prng.below(20));
   if (prng.chance(0.5)) await killInTheMiddle(daemon, merge, writer, prng);
   else await killAroundTheEnd(daemon, merge, writer, prng);

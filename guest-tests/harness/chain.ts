@@ -5,7 +5,7 @@
 // Each layer holds writes of its own at random places (ends on 512 bytes, not on clusters), zeros and discarded
 // clusters. The bytes of a write differ from sector to sector, so that anything put in the wrong place shows.
 
-import { copyFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, renameSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { Prng } from "../../src/base/prng.ts";
 import { KiB, MiB } from "../../src/base/units.ts";
@@ -69,6 +69,15 @@ export class Chain {
       await run("qemu-img", "rebase", "-u", "-f", "qcow2", ...link, clone.file(letter));
     }
     return clone;
+  }
+
+  /** Packs what a layer holds of its own into compressed clusters. */
+  async compress(letter: string): Promise<void> {
+    const packed = path.join(this.directory, "packed");
+    const below = this.letters[this.letters.indexOf(letter) - 1];
+    const link = below === undefined ? [] : ["-B", this.file(below), "-F", this.format(below)];
+    await run("qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2", ...link, this.file(letter), packed);
+    renameSync(packed, this.file(letter));
   }
 
   /** Letter of the active image. */

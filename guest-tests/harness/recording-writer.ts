@@ -42,6 +42,8 @@ export class RecordingWriter {
   readonly #watchers = new Set<() => void>();
   #answeredWrites: Write[] = [];
   #stopped = false;
+  #finishing = false;
+  #running: Promise<void> | undefined;
   #nextStamp = 1;
 
   private constructor(client: NbdClient, prng: Prng) {
@@ -56,8 +58,17 @@ export class RecordingWriter {
   }
 
   /** Writes until it is told to let go. @throws when a request fails before */
-  async run(): Promise<void> {
-    await Promise.all(Array.from({ length: DEPTH }, () => this.#worker()));
+  run(): Promise<void> {
+    this.#running = Promise.all(Array.from({ length: DEPTH }, () => this.#worker())).then(() => undefined);
+    return later(this.#running);
+  }
+
+  /** Ends in peace: everything sent has been answered and flushed, so every write is promised. */
+  async finish(): Promise<void> {
+    this.#finishing = true;
+    await this.#running;
+    await this.#flush();
+    await this.#client.disconnect();
   }
 
   /** Lets go of the connection; answers that are still to come do not count any more. */
@@ -93,7 +104,7 @@ export class RecordingWriter {
   }
 
   async #worker(): Promise<void> {
-    while (!this.#stopped) {
+    while (!this.#stopped && !this.#finishing) {
       try {
         if (this.#prng.below(FLUSH_EACH) === 0) await this.#flush();
         else await this.#write();
