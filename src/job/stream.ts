@@ -323,11 +323,30 @@ export class StreamJob extends Job {
     await top.quiesce();
     try {
       const base = this.#baseNow();
-      const { file, format } = this.#linkNow();
-      await top.driver.changeBackingLink!(file, format);
+      await this.#writeLink();
       await this.#graph.replaceBacking(top, base);
     } finally {
       top.resume();
+    }
+  }
+
+  async #writeLink(): Promise<void> {
+    const { driver } = this.#top;
+    const before = driver.details();
+    const { file, format } = this.#linkNow();
+    try {
+      await driver.changeBackingLink!(file, format);
+    } catch (error) {
+      // It may be on disk or not. The old one is written again: nobody shall remove an image that is still linked.
+      await driver.changeBackingLink!(before.backingFile, before.backingFormat).catch(() => {
+        throw new BlockError(
+          errorCode(error),
+          `the backing link of '${this.#top.filename}' could not be written (${errorWords(error)}), nor the old one ` +
+            "again: keep all images of the chain until a later stream succeeds",
+          error,
+        );
+      });
+      throw error;
     }
   }
 

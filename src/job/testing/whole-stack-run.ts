@@ -121,7 +121,7 @@ class WholeStack {
   async #request(disk: NbdExport): Promise<void> {
     const prng = this.#prng;
     const dice = prng.below(100);
-    if (dice < 5) return this.#allowed(disk.flush());
+    if (dice < 5) return this.#flush(disk);
     const [offset, bytes] = this.#chain.range();
     if (dice < 40) return this.#read(disk, offset, bytes);
     const request = this.#model.begin(offset, bytes, true);
@@ -158,9 +158,9 @@ class WholeStack {
     if (wrong !== undefined) throw new Error(`a guest read ${offset}+${bytes}: ${wrong}`);
   }
 
-  async #allowed(done: void | Promise<void>): Promise<void> {
+  async #flush(disk: NbdExport): Promise<void> {
     try {
-      await done;
+      await disk.flush();
     } catch (error) {
       this.#mayFail(error);
     }
@@ -280,9 +280,10 @@ class WholeStack {
     for (const guest of this.#guests) {
       await guest.release().catch((error: unknown) => this.#mayFail(error));
     }
-    if ([...this.#graph.nodes].length > 0) throw new Error("nodes are left in the graph");
+    const left = [...this.#graph.nodes].map((node) => `${node.name} (${node.filename})`);
+    if (left.length > 0) throw new Error(`nodes are left in the graph: ${left.join(", ")}`);
     if (this.#host.open.size > 0) throw new Error(`still open: ${[...this.#host.open.keys()].join(", ")}`);
-    await judgeImages(this.#host, files, this.#model, { leaksAllowed: this.#faults > 0 });
+    await judgeImages(this.#host, files, this.#model, { faults: this.#faults > 0 });
   }
 
   #judgeNodes(): void {
