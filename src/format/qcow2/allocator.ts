@@ -12,6 +12,7 @@
 //   5. An error leaves everything as it was.
 
 import type { Completion } from "../../base/completion.ts";
+import { BlockError } from "../../base/errors.ts";
 import { FreeRuns } from "./free-runs.ts";
 import type { Refcounts } from "./refcounts.ts";
 import type { Slice } from "./table-cache.ts";
@@ -28,6 +29,8 @@ export interface AllocatorOptions {
   readonly refcounts: Refcounts;
   /** Clusters that the file has, the last one perhaps in part. */
   readonly fileClusters: number;
+  /** Clusters that a file of fixed length (a block device) has room for; undefined where it grows. */
+  readonly clustersMax: number | undefined;
   readonly isMetadata: (cluster: number) => boolean;
   /** Makes the refcount block with this index, which describes `firstFree` and stands there. Grows the table if needed. */
   readonly makeBlock: (block: number, firstFree: number) => Completion;
@@ -53,6 +56,13 @@ export class Allocator {
   constructor(options: AllocatorOptions) {
     this.#options = options;
     this.#refcounts = options.refcounts;
+    if (options.clustersMax !== undefined) {
+      // What a device holds behind the image is anybody's guess: all of it is looked at, nothing is fresh.
+      this.#tail = 1;
+      this.#freshFrom = Number.POSITIVE_INFINITY;
+      this.#scanEnd = 0;
+      return;
+    }
     this.#tail = Math.max(1, options.fileClusters);
     this.#freshFrom = options.fileClusters;
     this.#scanEnd = Math.ceil(options.fileClusters / options.refcounts.sliceEntries);
@@ -95,6 +105,16 @@ export class Allocator {
   skipTo(end: number): void {
     this.#tail = Math.max(this.#tail, end);
     this.#freshFrom = Math.max(this.#freshFrom, end);
+  }
+
+  /** @throws BlockError ENOSPC when clusters up to `end` do not fit a file of fixed length */
+  refuseBeyond(end: number): void {
+    const { clustersMax } = this.#options;
+    if (clustersMax === undefined || end <= clustersMax) return;
+    throw new BlockError(
+      "ENOSPC",
+      `No space left: the image fills all ${clustersMax} clusters of its device`,
+    );
   }
 
   #takeFreed(wanted: number): number {
@@ -151,6 +171,7 @@ export class Allocator {
     const refcounts = this.#refcounts;
     const { sliceEntries } = refcounts;
     for (;;) {
+      this.refuseBeyond(this.#tail + 1);
       const slice = this.#slice(this.#tail);
       if (slice === undefined) return NOT_READY;
       const sliceFirst = this.#tail - (this.#tail % sliceEntries);
@@ -160,7 +181,8 @@ export class Allocator {
         continue;
       }
       const first = sliceFirst + entry;
-      const count = this.#claim(slice, first, entry, Math.min(sliceEntries, entry + wanted));
+      const room = (this.#options.clustersMax ?? Number.POSITIVE_INFINITY) - first;
+      const count = this.#claim(slice, first, entry, Math.min(sliceEntries, entry + Math.min(wanted, room)));
       this.#tail = first + Math.max(1, count);
       if (count > 0) return first;
     }

@@ -123,7 +123,9 @@ export class Qcow2Driver implements Driver {
   }
 
   flush(): Completion {
-    return this.image.writable ? this.image.flusher.flush() : undefined;
+    if (!this.image.writable) return;
+    this.image.refuseIfUnsure();
+    return this.image.flusher.flush();
   }
 
   extents(offset: number, bytes: number, out: ExtentSink): Completion {
@@ -163,11 +165,7 @@ export class Qcow2Driver implements Driver {
     image.refuseIfStopped();
     // All that the new link relies on is durable before it: nothing of what was copied may be in memory only.
     await this.#writing.settle();
-    await image.flusher.exclusive(async () => {
-      const changed = await writeBackingLink(image.file, image.header, { file, format });
-      image.header.backingFile = changed.backingFile;
-      image.header.backingFormat = changed.backingFormat;
-    });
+    await image.flusher.exclusive(() => writeBackingLink(image.file, image.header, { file, format }));
   }
 
   async setWritable(writable: boolean): Promise<void> {

@@ -92,7 +92,7 @@ export class Grower {
       await image.flusher.flush();
       await image.flusher.exclusive(() => this.#moveL1(first * clusterSize, entries));
     } catch (error) {
-      if (image.stopped === undefined) image.frees.release([{ first, count: clusters, punch: false }]);
+      if (!image.unsure) image.frees.release([{ first, count: clusters, punch: false }]);
       throw error;
     }
     image.removeMetadata(oldOffset / clusterSize, oldClusters);
@@ -129,7 +129,7 @@ export class Grower {
       await this.#writeSizeAndL1(before.size, before.entries, before.offset);
       await this.#image.file.flush();
     } catch {
-      this.#image.stop(`the header could not be written: ${String(why)}`);
+      this.#image.stopUnsure(`the header could not be written: ${String(why)}`);
     }
   }
 

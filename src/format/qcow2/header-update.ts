@@ -1,21 +1,29 @@
-// Changes of the header while the image is open.
+// A new backing link, in the header of an open image.
 //
-// A new backing link is committed by one write of the first sector. What the new header needs outside of it (the name,
-// usually) is written first, to a place that the old header does not use, and made durable:
+// It is committed by one write of the first sector. What the link needs outside of it (the name, usually) is written
+// first, to a place that the header does not use, and made durable:
 //
-//   1. name, where the old header has nothing            -> file.flush
-//   2. sector 0: fields, extensions, where the name is   -> file.flush        the commit point
-//   3. the rest of the area: what the old header left
+//   1. name, where the header has nothing                                  -> file.flush
+//   2. sector 0: where the name is, and the format in its extension        -> file.flush      the commit point
+//   3. the place of the old name is cleared
 //
-// A crash leaves the old link or the new one. Where the first sector cannot hold it (extensions of many bytes, a long
-// name in a 512-byte cluster), all goes with one write, as QEMU does it.
+// A crash leaves the old link or the new one. The other extensions stay where they are: the format changes in place, and
+// becomes a filler (an unknown extension) when there is none any more. Where that does not go (a format is added, the
+// cluster is full), the header is laid out anew and written at once, as QEMU does it.
 
-import { readU64 } from "../../base/bytes.ts";
+import { readU64, writeU64 } from "../../base/bytes.ts";
 import { alignUp } from "../../base/units.ts";
 import type { BlockNode } from "../../block/node.ts";
-import { type Qcow2Header, serializeHeader } from "./header.ts";
+import { parseHeader, type Qcow2Header, serializeHeader } from "./header.ts";
+import { ExtensionMagic } from "./header-extensions.ts";
 
+/** An extension that only keeps the place of one that was there: "STRF". */
+export const FILLER_MAGIC = 0x53545246;
 const SECTOR_BYTES = 512;
+/** A format name takes one unit of padding: QEMU's are shorter than 8 bytes, and ours. */
+const FORMAT_BYTES_MAX = 8;
+const NAME_OFFSET_AT = 8;
+const NAME_BYTES_AT = 16;
 
 export interface BackingLink {
   readonly file: string | undefined;
@@ -23,25 +31,32 @@ export interface BackingLink {
 }
 
 /**
- * Writes the header with another backing link, durably. Everything else in it stays.
- * @returns the new header
+ * Writes another backing link, durably. Everything else in the header stays; `header` tells the new one afterwards.
  * @throws BlockError EINVAL, ENOSPC when the name does not fit: nothing was written then
  */
 export async function writeBackingLink(
   file: BlockNode,
   header: Qcow2Header,
   link: BackingLink,
-): Promise<Qcow2Header> {
-  const changed: Qcow2Header = { ...header, backingFile: link.file, backingFormat: link.format };
+): Promise<void> {
   const clusterSize = 2 ** header.clusterBits;
   const old = Buffer.alloc(clusterSize);
   await file.read(0, clusterSize, old, 0);
-  const { area, staged, nameAt, nameEnd } = planHeader(changed, old);
-  if (!staged) {
-    await file.write(0, clusterSize, area, 0);
+  const anew = serializeHeader({ ...header, backingFile: link.file, backingFormat: link.format });
+  const plan = planLink(old, link);
+  if (plan === undefined) {
+    await file.write(0, clusterSize, anew, 0);
     await file.flush();
-    return changed;
+  } else {
+    await commitPlan(file, plan);
   }
+  const written = parseHeader(plan?.area ?? anew, Number.POSITIVE_INFINITY);
+  header.backingFile = written.backingFile;
+  header.backingFormat = written.backingFormat;
+  header.extensions = written.extensions;
+}
+
+async function commitPlan(file: BlockNode, { area, nameAt, nameEnd }: LinkPlan): Promise<void> {
   const from = Math.max(nameAt, SECTOR_BYTES);
   if (nameEnd > from) {
     await file.write(from, nameEnd - from, area, from);
@@ -49,45 +64,93 @@ export async function writeBackingLink(
   }
   await file.write(0, SECTOR_BYTES, area, 0);
   await file.flush();
-  if (clusterSize > SECTOR_BYTES)
-    await file.write(SECTOR_BYTES, clusterSize - SECTOR_BYTES, area, SECTOR_BYTES);
-  return changed;
+  if (area.length > SECTOR_BYTES)
+    await file.write(SECTOR_BYTES, area.length - SECTOR_BYTES, area, SECTOR_BYTES);
 }
 
-interface HeaderPlan {
+export interface LinkPlan {
+  /** The header area as it will be. */
   readonly area: Buffer;
-  /** Whether the first sector alone can be the commit point. */
-  readonly staged: boolean;
   readonly nameAt: number;
   readonly nameEnd: number;
 }
 
-/** Where everything goes, so that what the old header needs stays until the first sector is written. */
-export function planHeader(header: Qcow2Header, old: Buffer): HeaderPlan {
-  const nameBytes = Buffer.byteLength(header.backingFile ?? "");
-  const extensionsEnd = endOfExtensions(header);
-  const oldEnd = usedEnd(old);
-  const behindOld = alignUp(Math.max(extensionsEnd, oldEnd, SECTOR_BYTES), 8);
-  const sameTail =
-    extensionsEnd <= SECTOR_BYTES ||
-    serializeHeader(header)
-      .subarray(SECTOR_BYTES, extensionsEnd)
-      .equals(old.subarray(SECTOR_BYTES, extensionsEnd));
-  const inSector = extensionsEnd + nameBytes <= SECTOR_BYTES;
-  const nameAt = inSector ? extensionsEnd : behindOld;
-  const staged = sameTail && nameAt + nameBytes <= old.length;
-  const area = serializeHeader(header, staged && nameBytes > 0 ? nameAt : undefined);
-  return { area, staged, nameAt, nameEnd: nameAt + nameBytes };
+/** The old area with another link, such that the first sector commits it; undefined where that does not go. */
+export function planLink(old: Buffer, link: BackingLink): LinkPlan | undefined {
+  const { formatAt, fillerAt, end } = findExtensions(old);
+  const area = Buffer.from(old);
+  if (!changeFormat(area, formatAt, fillerAt, link.format)) return undefined;
+
+  const oldNameAt = readU64(old, NAME_OFFSET_AT);
+  const oldNameEnd = oldNameAt === 0 ? 0 : oldNameAt + old.readUInt32BE(NAME_BYTES_AT);
+  const name = Buffer.from(link.file ?? "", "utf8");
+  const nameAt = placeFor(name.length, end, oldNameAt, oldNameEnd, old.length);
+  if (nameAt === undefined) return undefined;
+  if (oldNameAt !== 0) area.fill(0, oldNameAt, oldNameEnd);
+  name.copy(area, nameAt);
+  writeU64(area, link.file === undefined ? 0 : nameAt, NAME_OFFSET_AT);
+  area.writeUInt32BE(name.length, NAME_BYTES_AT);
+  return { area, nameAt, nameEnd: nameAt + name.length };
 }
 
-/** Where a backing file name would go. */
-function endOfExtensions(header: Qcow2Header): number {
-  return readU64(serializeHeader({ ...header, backingFile: "x" }), 8);
+/** Where the name goes: behind the extensions, or behind the old name if that is in the way. */
+function placeFor(
+  bytes: number,
+  extensionsEnd: number,
+  oldAt: number,
+  oldEnd: number,
+  areaBytes: number,
+): number | undefined {
+  for (const at of [extensionsEnd, alignUp(Math.max(oldEnd, extensionsEnd), 8)]) {
+    // What is in the first sector changes at once; what is behind it must not touch the old name.
+    const from = Math.max(at, SECTOR_BYTES);
+    const touches = at + bytes > from && from < oldEnd && oldAt < at + bytes;
+    if (!touches && at + bytes <= areaBytes) return at;
+  }
+  return undefined;
 }
 
-/** End of what a header area holds: its last byte that is not zero, and the END mark that may follow. */
-function usedEnd(area: Buffer): number {
-  let end = area.length;
-  while (end > 0 && area[end - 1] === 0) end--;
-  return Math.min(area.length, alignUp(end, 8) + 8);
+/** Sets, changes or fills the place of the format; false where there is none in the first sector. */
+function changeFormat(
+  area: Buffer,
+  formatAt: number | undefined,
+  fillerAt: number | undefined,
+  format: string | undefined,
+): boolean {
+  const at = formatAt ?? (format === undefined ? undefined : fillerAt);
+  if (at === undefined) return format === undefined;
+  const name = Buffer.from(format ?? "", "utf8");
+  const room = alignUp(area.readUInt32BE(at + 4), 8);
+  if (at + 8 + room > SECTOR_BYTES || name.length > FORMAT_BYTES_MAX || room !== FORMAT_BYTES_MAX)
+    return false;
+  area.fill(0, at, at + 8 + room);
+  area.writeUInt32BE(format === undefined ? FILLER_MAGIC : ExtensionMagic.BACKING_FORMAT, at);
+  area.writeUInt32BE(format === undefined ? room : name.length, at + 4);
+  name.copy(area, at + 8);
+  return true;
+}
+
+interface FoundExtensions {
+  readonly formatAt: number | undefined;
+  readonly fillerAt: number | undefined;
+  /** Behind END. */
+  readonly end: number;
+}
+
+/** Walks the extensions of a header area that was parsed before. */
+function findExtensions(area: Buffer): FoundExtensions {
+  let at = area.readUInt32BE(4) === 2 ? 72 : area.readUInt32BE(100);
+  const limit = readU64(area, NAME_OFFSET_AT) || area.length;
+  let formatAt: number | undefined;
+  let fillerAt: number | undefined;
+  while (at + 8 <= limit) {
+    const magic = area.readUInt32BE(at);
+    const bytes = area.readUInt32BE(at + 4);
+    if (magic === ExtensionMagic.END) return { formatAt, fillerAt, end: at + 8 };
+    if (magic === ExtensionMagic.BACKING_FORMAT) formatAt = at;
+    if (magic === FILLER_MAGIC) fillerAt = at;
+    at += 8 + alignUp(bytes, 8);
+  }
+  // No END: the extensions go up to the name, and a name put further back would be parsed through.
+  return { formatAt, fillerAt, end: Number.POSITIVE_INFINITY };
 }

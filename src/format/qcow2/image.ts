@@ -80,6 +80,8 @@ export class Image {
   bitmaps: readonly Bitmap[] = [];
   /** Why nothing is written any more. */
   stopped: string | undefined;
+  /** The header could be neither changed nor restored: tables in memory must not be written any more. */
+  unsure = false;
   /** Host clusters in which header, tables, refcount blocks, snapshot table and bitmap directory stand. */
   readonly #metadata = new Set<number>();
   /** The write of the flags that is under way or was the last one. */
@@ -154,6 +156,7 @@ export class Image {
     return new Allocator({
       refcounts: this.refcounts,
       fileClusters: divideUp(this.file.size, this.clusterSize),
+      clustersMax: this.file.driver.growable ? undefined : Math.floor(this.file.size / this.clusterSize),
       isMetadata: (cluster) => this.#metadata.has(cluster),
       makeBlock: (block, firstFree) => this.growth.makeBlock(block, firstFree),
     });
@@ -206,6 +209,11 @@ export class Image {
     }
   }
 
+  /** @throws BlockError EIO when it is not known which tables are in force: nothing can be made durable then */
+  refuseIfUnsure(): void {
+    if (this.unsure) this.refuseIfStopped();
+  }
+
   /** Metadata that cannot be was met: the image is marked as corrupt and takes no more writes. The error to throw. */
   damaged(message: string): BlockError {
     if (this.writable && this.stopped === undefined) {
@@ -222,6 +230,12 @@ export class Image {
   dropCaches(): void {
     this.l2.drop();
     this.refcounts.cache.drop();
+  }
+
+  /** A change of the header failed, and changing it back too. */
+  stopUnsure(message: string): void {
+    this.unsure = true;
+    this.stop(message);
   }
 
   /** No more writes, from now on. */

@@ -43,6 +43,7 @@ export class RefcountGrowth {
     let first = Math.max(tail, block * refcounts.blockEntries, 1);
     // Metadata that no refcount block describes: the image is damaged there, but we do not make it worse.
     while (this.#image.overlapsMetadata(first * refcounts.clusterSize, refcounts.clusterSize)) first++;
+    this.#image.allocator.refuseBeyond(first + 1);
     return this.#makeOne(refcounts.blockIndex(first), first);
   }
 
@@ -127,6 +128,7 @@ export class RefcountGrowth {
     const first = base * refcounts.blockEntries;
     const clusters = blocks + tableClusters;
     this.#refuseMetadata(first, clusters);
+    image.allocator.refuseBeyond(first + clusters);
     await image.flusher.exclusive(() => this.#moveTable(base, first, blocks, tableClusters));
     image.removeMetadata(oldFirst, oldClusters);
     image.addMetadata(first, clusters);
@@ -195,7 +197,7 @@ export class RefcountGrowth {
         await file.write(HEADER_REFTABLE_AT, 12, old, 0);
         await file.flush();
       } catch {
-        this.#image.stop(`the header could not be written: ${errorMessage(error)}`);
+        this.#image.stopUnsure(`the header could not be written: ${errorMessage(error)}`);
       }
       throw error;
     }
@@ -212,6 +214,7 @@ export class RefcountGrowth {
     const { blockEntries } = refcounts;
     const tail = Math.max(allocator.tail, 1);
     const inBlock = blockEntries - (tail % blockEntries);
+    allocator.refuseBeyond(tail + count);
     if (refcounts.blockOffset(refcounts.blockIndex(tail)) !== 0 && inBlock >= count) {
       allocator.skipTo(tail + count);
       if (await this.#claimFree(tail, count)) return tail;
@@ -226,6 +229,7 @@ export class RefcountGrowth {
       return -1;
     }
     this.#refuseMetadata(first, blocks + count);
+    allocator.refuseBeyond(first + blocks + count);
     allocator.skipTo(first + blocks + count);
     await file.writeZeroes(first * clusterSize, blocks * clusterSize);
     await this.#writeBlocks(base, first, blocks, blocks + count);

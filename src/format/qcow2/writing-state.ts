@@ -69,7 +69,8 @@ export class WritingState {
   async close(): Promise<void> {
     const image = this.#image;
     try {
-      if (image.stopped === undefined) await this.settle();
+      // What was written before damage was seen is right, and is kept.
+      if (!image.unsure) await this.settle();
       await image.flagsWritten();
       const leaks = this.#mayLeak || image.frees.counters.leakedClusters > 0;
       if (image.stopped === undefined && this.#marked && !leaks) {
@@ -79,7 +80,7 @@ export class WritingState {
     } finally {
       image.writable = false;
       this.ready = false;
-      if (image.stopped !== undefined) image.dropCaches();
+      if (image.unsure) image.dropCaches();
     }
   }
 
