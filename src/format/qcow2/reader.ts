@@ -8,6 +8,7 @@
 import { buffers } from "../../base/buffer-pool.ts";
 import { type Completion, settleAll } from "../../base/completion.ts";
 import { decompressCluster } from "./compressed.ts";
+import { DecodedClusters } from "./decoded-clusters.ts";
 import type { Image } from "./image.ts";
 import { compressedBytes, compressedOffset } from "./l2-entry.ts";
 import { type Mapping, RunKind } from "./mapping.ts";
@@ -15,10 +16,12 @@ import { type Mapping, RunKind } from "./mapping.ts";
 export class Reader {
   readonly #image: Image;
   readonly #mapping: Mapping;
+  readonly #decoded: DecodedClusters;
 
   constructor(image: Image) {
     this.#image = image;
     this.#mapping = image.newMapping();
+    this.#decoded = new DecodedClusters(image.clusterSize);
   }
 
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
@@ -105,23 +108,46 @@ export class Reader {
     );
   }
 
-  async #readCompressed(offset: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
-    const { clusterSize, geometry, file, header } = this.#image;
+  #readCompressed(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
     const { high, low } = this.#mapping;
-    const from = compressedOffset(high, low, geometry.clusterBits);
-    const inputBytes = compressedBytes(high, low, geometry.clusterBits);
+    const within = offset % this.#image.clusterSize;
+    const known = this.#decoded.find(high, low);
+    if (known !== undefined) {
+      known.copy(buffer, at, within, within + bytes);
+      return;
+    }
+    const { clusterBits } = this.#image.geometry;
+    const from = compressedOffset(high, low, clusterBits);
+    const inputBytes = compressedBytes(high, low, clusterBits);
     if (!Number.isSafeInteger(from + inputBytes)) throw this.invalid(offset, this.#mapping);
-    const within = offset % clusterSize;
-    const whole = bytes === clusterSize;
+    if (bytes === this.#image.clusterSize) {
+      return this.#decode(from, inputBytes, buffer.subarray(at, at + bytes));
+    }
+    return this.#readPart(high, low, from, inputBytes, within, buffer.subarray(at, at + bytes));
+  }
+
+  /** Fills `part` from `within` of the cluster, which is kept for the next read. */
+  async #readPart(
+    high: number,
+    low: number,
+    from: number,
+    inputBytes: number,
+    within: number,
+    part: Buffer,
+  ): Promise<void> {
+    const content = this.#decoded.take();
+    await this.#decode(from, inputBytes, content);
+    content.copy(part, 0, within, within + part.length);
+    this.#decoded.add(high, low, content);
+  }
+
+  async #decode(from: number, inputBytes: number, output: Buffer): Promise<void> {
     const input = buffers.take(inputBytes);
-    const output = whole ? buffer.subarray(at, at + bytes) : buffers.take(clusterSize);
     try {
-      await file.read(from, inputBytes, input, 0);
-      await decompressCluster(header.compressionType, input.subarray(0, inputBytes), output);
-      if (!whole) output.copy(buffer, at, within, within + bytes);
+      await this.#image.file.read(from, inputBytes, input, 0);
+      await decompressCluster(this.#image.header.compressionType, input.subarray(0, inputBytes), output);
     } finally {
       buffers.give(input);
-      if (!whole) buffers.give(output);
     }
   }
 }
