@@ -97,6 +97,23 @@ describe("uses", () => {
     expect([...graph.nodes]).toEqual([]);
     expect(["A", "B", "C"].map((name) => world.driver(name).closed)).toEqual([true, true, true]);
   });
+
+  it("release the backing image even if closing the file below fails", async () => {
+    const world = new ArrayWorld();
+    const { graph } = world;
+    const file = world.image("file", { size: SIZE });
+    const base = world.image("base", { size: SIZE });
+    graph.reserveName("format");
+    const format = new BlockNode({ name: "format", filename: "" }, file, false);
+    format.install(new ArrayDriver(format, { size: SIZE }));
+    graph.linkFile(format, file);
+    graph.linkBacking(format, base);
+    graph.add(format);
+    world.driver("file").before = new Faults(0).before;
+    await expect(graph.release(world.guest(format))).rejects.toThrow("injected fault: close of 'file'");
+    expect([...graph.nodes]).toEqual([]);
+    expect(world.driver("base").closed).toBe(true);
+  });
 });
 
 describe("links", () => {

@@ -46,6 +46,8 @@ const NODE_NAME = /^[A-Za-z][A-Za-z0-9._-]*$/;
 const NODE_NAME_BYTES_MAX = 31;
 
 export class Graph {
+  /** Requests that clients have made so far. Background work looks whether there are any, and steps back. */
+  guestRequests = 0;
   readonly #nodes = new Map<string, BlockNode>();
   readonly #reserved = new Set<string>();
   readonly #logger: Logger;
@@ -138,15 +140,19 @@ export class Graph {
     this.#nodes.delete(node.name);
     const children = this.#childUses(node);
     await node.quiesce();
-    let failure: unknown;
+    let failure: { error: unknown } | undefined;
     try {
       await node.driver.close();
     } catch (error) {
-      failure = error;
+      failure = { error };
       this.#logger.error(`closing node '${node.name}' (${node.filename}): ${String(error)}`);
     }
-    for (const use of children) await this.release(use);
-    if (failure !== undefined) throw failure;
+    for (const use of children) {
+      await this.release(use).catch((error: unknown) => {
+        failure ??= { error };
+      });
+    }
+    if (failure !== undefined) throw failure.error;
   }
 
   #childUses(node: BlockNode): NodeUse[] {
