@@ -70,10 +70,12 @@ export class NbdExport implements NbdBackend {
   }
 
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
+    this.#graph.guestRequests++;
     return this.#use.node.read(offset, bytes, buffer, at);
   }
 
   write(offset: number, bytes: number, buffer: Buffer, at: number, fua: boolean): Completion {
+    this.#graph.guestRequests++;
     return this.#use.node.write(offset, bytes, buffer, at, fua ? WriteFlags.FUA : 0);
   }
 

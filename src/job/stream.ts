@@ -39,6 +39,8 @@ export interface StreamTarget {
 
 /** Bytes that one copy-up asks for: QEMU's STREAM_CHUNK. A guest write waits for one of them at the most. */
 const CHUNK_BYTES = 512 * KiB;
+/** The same while guests are at work: copying it takes about as long as serving a few of their requests. */
+const CHUNK_BYTES_BUSY = 128 * KiB;
 /** Chunks in flight when the host makes us wait. */
 const WINDOW_CHUNKS = 4;
 /** How much of the disk the planner looks at before others have a turn. */
@@ -65,6 +67,8 @@ export class StreamJob extends Job {
   /** Chunks that failed and wait for a resume under the policy `stop`. */
   readonly #retry: Chunk[] = [];
   #failure: { error: unknown } | undefined;
+  /** The guests' requests when the last chunk was planned. */
+  #guestRequests = 0;
 
   private constructor(
     graph: Graph,
@@ -211,7 +215,7 @@ export class StreamJob extends Job {
       if (this.#failure !== undefined) throw this.#failure.error;
       if (this.isAskedToStop) await this.#standStill(pending);
       const again = this.#retry.shift();
-      const chunk = again ?? (await this.#plan(offset, CHUNK_BYTES, PLAN_BYTES));
+      const chunk = again ?? (await this.#plan(offset, this.#chunkBytes(), PLAN_BYTES));
       if (chunk === undefined) {
         await Promise.all(pending);
         if (this.#retry.length === 0 && this.#failure === undefined && !this.isAskedToStop) return;
@@ -228,6 +232,14 @@ export class StreamJob extends Job {
       await this.clock.turn();
       while (pending.size >= this.#windowChunks()) await Promise.race(pending);
     }
+  }
+
+  /** Guests first: while they are at work, less is copied between two of their turns. */
+  #chunkBytes(): number {
+    const requests = this.#graph.guestRequests;
+    const busy = requests !== this.#guestRequests;
+    this.#guestRequests = requests;
+    return busy ? CHUNK_BYTES_BUSY : CHUNK_BYTES;
   }
 
   #windowChunks(): number {
