@@ -25,7 +25,7 @@ const NOISY = 0.15;
 const checkout = path.resolve(fileURLToPath(import.meta.url), "../../../..");
 
 async function sample(work: Work, name: "strata" | "qsd", images: Images, folder: string, seconds: number) {
-  const program = path.join(checkout, "scripts/strata-storage-daemon");
+  const program = process.env["STRATA_BENCH_DAEMON"] ?? path.join(checkout, "scripts/strata-storage-daemon");
   const kind = name === "strata" ? strata(program) : qemuStorageDaemon(!work.hasJob);
   const peer = await Peer.start(kind, folder, images.overlay(name, work.overlay));
   try {
