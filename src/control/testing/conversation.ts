@@ -35,7 +35,7 @@ export class MonitorClient {
     this.#socket.on("close", () => this.#end());
   }
 
-  send(text: string): void {
+  send(text: string | Buffer): void {
     this.#socket.write(text);
   }
 
