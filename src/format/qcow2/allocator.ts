@@ -1,14 +1,17 @@
-// Finds free host clusters and claims them. Pure: it asks for what it lacks, the caller fetches it and asks again.
+// Finds free host clusters and claims them. Pure: it asks for what it lacks, the caller fetches it and asks
+// again.
 //
 //   while ((first = allocator.take(wanted)) < 0) await allocator.prepare();
 //
-//   1. A claim raises the refcounts in memory, at once: nobody else gets the clusters, and no write of the refcounts is
-//      needed before the flush that makes the first reference to them durable.
-//   2. First what was freed, then gaps (the refcounts are scanned once after opening, one slice per claim at the most),
-//      then the end of the file. So a first write costs no scan of a large image, and gaps are used again.
-//   3. A cluster behind everything that the file ever held is `fresh`: it reads as zeros without being written.
-//   4. Cluster 0 is never given: corrupt refcounts do not make us write over the header. Neither is a cluster in which
-//      metadata stands.
+//   1. A claim raises the refcounts in memory, at once: nobody else gets the clusters, and no write of the
+//      refcounts is needed before the flush that makes the first reference to them durable.
+//   2. First what was freed, then gaps (the refcounts are scanned once after opening, one slice per claim at
+//      the most), then the end of the file. So a first write costs no scan of a large image, and gaps are
+//      used again.
+//   3. A cluster behind everything that the file ever held is `fresh`: it reads as zeros without being
+//      written.
+//   4. Cluster 0 is never given: corrupt refcounts do not make us write over the header. Neither is a cluster
+//      in which metadata stands.
 //   5. An error leaves everything as it was.
 
 import type { Completion } from "../../base/completion.ts";
@@ -32,7 +35,10 @@ export interface AllocatorOptions {
   /** Clusters that a file of fixed length (a block device) has room for; undefined where it grows. */
   readonly clustersMax: number | undefined;
   readonly isMetadata: (cluster: number) => boolean;
-  /** Makes the refcount block with this index, which describes `firstFree` and stands there. Grows the table if needed. */
+  /**
+   * Makes the refcount block with this index, which describes `firstFree` and stands there. Grows the table
+   * if needed.
+   */
   readonly makeBlock: (block: number, firstFree: number) => Completion;
 }
 

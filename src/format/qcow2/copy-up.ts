@@ -1,11 +1,12 @@
 // Copy-up: brings into this image what it lacks and the images between it and a base hold. For streaming.
 //
-//   1. Under the exclusive lock of the whole range: what the guest wrote before stays; what it writes during the copy
-//      waits and comes after. Either way the guest's data wins.
-//   2. A unit (cluster, subcluster) is copied when any part of it is held above the base; then all of it, as the guest
-//      sees it. So the base, which may have other cluster sizes, shows through in whole units only.
-//   3. What the layers call zero becomes a zero cluster where something deeper could show, and stays away where nothing
-//      can (no base). Data that turns out to be zeros becomes zero clusters. Version 2 has none: there it is data.
+//   1. Under the exclusive lock of the whole range: what the guest wrote before stays; what it writes during
+//      the copy waits and comes after. Either way the guest's data wins.
+//   2. A unit (cluster, subcluster) is copied when any part of it is held above the base; then all of it, as
+//      the guest sees it. So the base, which may have other cluster sizes, shows through in whole units only.
+//   3. What the layers call zero becomes a zero cluster where something deeper could show, and stays away
+//      where nothing can (no base). Data that turns out to be zeros becomes zero clusters. Version 2 has
+//      none: there it is data.
 //   4. Backing and base are looked at again after every wait.
 
 import { buffers } from "../../base/buffer-pool.ts";

@@ -1,7 +1,8 @@
 // The compressed clusters that were decoded last, so that small reads of one cluster decode it once.
 //
-// An entry names data that never changes while it is in a table: nobody writes into a compressed cluster. So the entry
-// itself is the key, and nothing has to be forgotten when the guest overwrites the cluster: its entry is another then.
+// An entry names data that never changes while it is in a table: nobody writes into a compressed cluster. So
+// the entry itself is the key, and nothing has to be forgotten when the guest overwrites the cluster: its
+// entry is another then.
 
 import { MiB } from "../../base/units.ts";
 

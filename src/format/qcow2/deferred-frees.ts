@@ -7,7 +7,8 @@
 //                2. give the space back to the host, where the guest gave it back
 //                3. only then lower the refcount, in memory; the allocator may use it      (rule R3)
 //
-// A crash in between leaves a leaked cluster. The lowered refcounts reach the file with the next flush or at close.
+// A crash in between leaves a leaked cluster. The lowered refcounts reach the file with the next flush or at
+// close.
 
 import { errorMessage } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
@@ -23,7 +24,10 @@ export interface FreedRun {
   readonly punch: boolean;
 }
 
-/** Bytes that may wait for a flush; beyond, a write-back is asked for, so that the file does not grow without bound. */
+/**
+ * Bytes that may wait for a flush; beyond, a write-back is asked for, so that the file does not grow without
+ * bound.
+ */
 const DEFERRED_BYTES_MAX = 64 * 1024 * 1024;
 const DEFERRED_RUNS_MAX = 16384;
 
@@ -91,7 +95,9 @@ export class DeferredFrees {
     while (this.#running !== undefined) await this.#running;
   }
 
-  /** Ends in the turn in which nothing is left: what is released later begins anew, and is never overlooked. */
+  /**
+   * Ends in the turn in which nothing is left: what is released later begins anew, and is never overlooked.
+   */
   async #run(): Promise<void> {
     try {
       while (this.#released.length > 0) {
@@ -148,7 +154,10 @@ export class DeferredFrees {
     }
   }
 
-  /** Gives up the last reference of clusters in one slice. Until the punch has settled their refcount protects them. */
+  /**
+   * Gives up the last reference of clusters in one slice. Until the punch has settled their refcount protects
+   * them.
+   */
   async #freeLast(first: number, count: number, punch: boolean): Promise<void> {
     const { refcounts, file, logger, onFree } = this.#options;
     if (punch) {

@@ -1,5 +1,5 @@
-// Images that QEMU made, with what only it makes: internal snapshots, compressed clusters. Written to by us under random
-// requests, then judged by QEMU.
+// Images that QEMU made, with what only it makes: internal snapshots, compressed clusters. Written to by us
+// under random requests, then judged by QEMU.
 
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";

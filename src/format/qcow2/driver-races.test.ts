@@ -1,5 +1,5 @@
-// The guest against the copy of the same cluster, in every order that matters. No sleeping: host calls are held and let
-// go. (Elsewhere: QEMU 205736f488, 353ab96973; nbdkit 539246ea.)
+// The guest against the copy of the same cluster, in every order that matters. No sleeping: host calls are
+// held and let go. (Elsewhere: QEMU 205736f488, 353ab96973; nbdkit 539246ea.)
 
 import { describe, expect, it } from "vitest";
 import { KiB } from "../../base/units.ts";

@@ -1,4 +1,5 @@
-// The write-back rules, one by one; their text is at the heads of flusher.ts, deferred-frees.ts and allocator.ts.
+// The write-back rules, one by one; their text is at the heads of flusher.ts, deferred-frees.ts and
+// allocator.ts.
 
 import { describe, expect, it } from "vitest";
 import { KiB, MiB } from "../../base/units.ts";

@@ -7,16 +7,17 @@
 //   R6  so one write-back is
 //
 //         take copies of everything dirty, in one turn of the loop
-//         1. refcount slices, flags of the header
+//         1. mark of use (once, durably), refcount slices
 //         2. file.flush, refcount table               only when there are new refcount blocks
-//         3. file.flush                               data, refcounts and new L2 tables (zeroed when made) are durable
+//         3. file.flush                               makes data, refcounts and new, zeroed L2 tables durable
 //         4. L2 slices and L1 entries
 //         5. file.flush
 //         6. what was to be freed is released         in the background
 //
-//       An L1 entry may reach the disk before the slices of its new table: the table was zeroed before 3, so it reads as
-//       unallocated until they are there; nothing that was flushed is in it.
-//       What changes while a write-back runs waits for the next one: the copies are consistent among themselves.
+//       An L1 entry may reach the disk before the slices of its new table: the table was zeroed before 3, so
+//       it reads as unallocated until they are there; nothing that was flushed is in it.
+//       What changes while a write-back runs waits for the next one: the copies are consistent among
+//       themselves.
 //   R7  caches ask for a write-back when half of their slices are dirty; no slice is written out alone
 //
 // A failed write-back marks all that it took as dirty again and fails the flush; the next one tries again.
@@ -92,7 +93,10 @@ export class Flusher {
     await this.flush();
   }
 
-  /** Runs `work` while no write-back runs, and holds new ones off: for moving tables. It must not flush or load slices. */
+  /**
+   * Runs `work` while no write-back runs, and holds new ones off: for moving tables. It must not flush or
+   * load slices.
+   */
   async exclusive<T>(work: () => Promise<T>): Promise<T> {
     while (this.#running !== undefined) await this.#running.catch(() => undefined);
     let result: T | undefined;

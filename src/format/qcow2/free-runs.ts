@@ -1,4 +1,5 @@
-// Free host clusters that are known, as runs in order of their place, neighbours joined. A hint: the refcounts decide.
+// Free host clusters that are known, as runs in order of their place, neighbours joined. A hint: the
+// refcounts decide.
 
 /** Runs that are remembered; what is beyond is found again by scanning the refcounts. */
 const RUNS_MAX = 16384;

@@ -1,9 +1,9 @@
 // Making the disk longer.
 //
-//   1. The L1 table moves to a larger place when it has to: place claimed and its refcounts durable, table written and
-//      durable, then the header (one write inside one sector), then the old table is freed.
-//   2. What is past the old end reads as zeros: the rest of the last cluster is zeroed as data, and where the backing
-//      image is longer than the old disk, zero clusters hide it.
+//   1. The L1 table moves to a larger place when it has to: place claimed and its refcounts durable, table
+//      written and durable, then the header (one write inside one sector), then the old table is freed.
+//   2. What is past the old end reads as zeros: the rest of the last cluster is zeroed as data, and where the
+//      backing image is longer than the old disk, zero clusters hide it.
 //   3. Only then, and durably, the header tells the new length. Until then nobody can reach the new part.
 
 import { buffers } from "../../base/buffer-pool.ts";
@@ -32,7 +32,10 @@ export class Grower {
     this.#zeroer = zeroer;
   }
 
-  /** @throws BlockError ENOTSUP to make it shorter, or where the image has bitmaps; EFBIG past the format's limits */
+  /**
+   * @throws BlockError ENOTSUP to make it shorter, or where the image has bitmaps; EFBIG past the format's
+   * limits
+   */
   async growTo(size: number): Promise<void> {
     const image = this.#image;
     const oldSize = image.size;
@@ -77,7 +80,7 @@ export class Grower {
     }
   }
 
-  // --- the L1 table -------------------------------------------------------------------------------------------
+  // --- the L1 table ----------------------------------------------------------------------------------------
 
   async #growL1(size: number): Promise<void> {
     const image = this.#image;
@@ -103,7 +106,8 @@ export class Grower {
 
   async #moveL1(offset: number, entries: number): Promise<void> {
     const { l1, file, flusher, clusterSize, header } = this.#image;
-    // Entries that are in memory only go into the new table too: what they point at must be durable before it counts.
+    // Entries that are in memory only go into the new table too: what they point at must be durable before it
+    // counts.
     await flusher.writeRefcountsDurably();
     const image = l1.image(alignUp(entries * 8, clusterSize));
     await file.write(offset, image.length, image, 0);
@@ -148,7 +152,7 @@ export class Grower {
     await this.#image.file.flush();
   }
 
-  // --- what is past the old end -------------------------------------------------------------------------------
+  // --- what is past the old end ----------------------------------------------------------------------------
 
   async #hideRestOfLastCluster(oldSize: number, size: number): Promise<void> {
     const image = this.#image;

@@ -1,7 +1,7 @@
 // A write that may have to allocate, as steps under the exclusive lock of all of its clusters:
 //
-//   FIND   look the mapping up; write in place where the clusters are ours; otherwise claim a run of host clusters, as
-//          long as one slice of the L2 table and the free space allow
+//   FIND   look the mapping up; write in place where the clusters are ours; otherwise claim a run of host
+//          clusters, as long as one slice of the L2 table and the free space allow
 //   FILL   fetch what the guest sees around the payload, up to the ends of the units that it touches in part
 //   WRITE  write head, payload and tail at once
 //   LINK   point the entries at the run, in memory; what they pointed at before is freed later
@@ -10,11 +10,12 @@
 //                 ^ fillStart                           fillEnd ^
 //      host       | claimed run: clusters one after the other |
 //
-//   1. The data is written before the entry changes, even in memory (rule R1: a flush takes both, or the data alone).
-//   2. On an error the claimed run is given back; nothing ever pointed at it (rule R5). Pieces that were linked before
-//      stay written: a failed write may have happened in part.
-//   3. With subclusters a write allocates those that it touches, not the cluster; unless the old cluster was compressed
-//      or shared: then all of it is copied.
+//   1. The data is written before the entry changes, even in memory (rule R1: a flush takes both, or the data
+//      alone).
+//   2. On an error the claimed run is given back; nothing ever pointed at it (rule R5). Pieces that were
+//      linked before stay written: a failed write may have happened in part.
+//   3. With subclusters a write allocates those that it touches, not the cluster; unless the old cluster was
+//      compressed or shared: then all of it is copied.
 //   4. A head or tail of zeros is not written where the host cluster reads as zeros anyway (a fresh one).
 
 import { buffers } from "../../base/buffer-pool.ts";
@@ -36,7 +37,10 @@ import { type Mapping, RunKind } from "./mapping.ts";
 import type { Reader } from "./reader.ts";
 import type { Steps } from "./steps.ts";
 
-/** A payload up to this size is copied into one buffer with head and tail; a larger one is written as a vector. */
+/**
+ * A payload up to this size is copied into one buffer with head and tail; a larger one is written as a
+ * vector.
+ */
 const JOINED_PAYLOAD_MAX = 128 * KiB;
 
 const Phase = { FIND: 0, FILL: 1, WRITE: 2, LINK: 3 } as const;
@@ -130,7 +134,7 @@ export class GuestWrite implements Steps {
     recycle(this);
   }
 
-  // --- FIND ---------------------------------------------------------------------------------------------------
+  // --- FIND ------------------------------------------------------------------------------------------------
 
   #find(): Completion {
     const { image, mapping, tables, reader } = this.#parts;
@@ -166,7 +170,10 @@ export class GuestWrite implements Steps {
     return image.file.write(hostOffset, bytes, this.#buffer, this.#at);
   }
 
-  /** The cluster is ours, what is written is not allocated in it: reads as zeros, or a subcluster of the backing. */
+  /**
+   * The cluster is ours, what is written is not allocated in it: reads as zeros, or a subcluster of the
+   * backing.
+   */
   #planOwn(cluster: number, words: Uint32Array, word: number): void {
     const { image, mapping } = this.#parts;
     const { clusterSize } = image;
@@ -224,7 +231,7 @@ export class GuestWrite implements Steps {
     this.#fillEnd = this.#runEnd + ((unit - (this.#runEnd % unit)) % unit);
   }
 
-  // --- FILL ---------------------------------------------------------------------------------------------------
+  // --- FILL ------------------------------------------------------------------------------------------------
 
   #fill(): Completion {
     const { image } = this.#parts;
@@ -276,7 +283,7 @@ export class GuestWrite implements Steps {
     return true;
   }
 
-  // --- WRITE --------------------------------------------------------------------------------------------------
+  // --- WRITE -----------------------------------------------------------------------------------------------
 
   #write(): Completion {
     const { file } = this.#parts.image;
@@ -302,7 +309,7 @@ export class GuestWrite implements Steps {
     return file.writeVector(payloadHost - head, parts);
   }
 
-  // --- LINK ---------------------------------------------------------------------------------------------------
+  // --- LINK ------------------------------------------------------------------------------------------------
 
   #link(): Completion {
     const { image, mapping } = this.#parts;

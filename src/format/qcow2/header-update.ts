@@ -1,15 +1,15 @@
 // A new backing link, in the header of an open image.
 //
-// It is committed by one write of the first sector. What the link needs outside of it (the name, usually) is written
-// first, to a place that the header does not use, and made durable:
+// It is committed by one write of the first sector. What the link needs outside of it (the name, usually) is
+// written first, to a place that the header does not use, and made durable:
 //
-//   1. name, where the header has nothing                                  -> file.flush
-//   2. sector 0: where the name is, and the format in its extension        -> file.flush      the commit point
+//   1. name, where the header has nothing                              -> file.flush
+//   2. sector 0: where the name is, and the format in its extension    -> file.flush     the commit point
 //   3. the place of the old name is cleared
 //
-// A crash leaves the old link or the new one. The other extensions stay where they are: the format changes in place, and
-// becomes a filler (an unknown extension) when there is none any more. Where that does not go (a format is added, the
-// cluster is full), the header is laid out anew and written at once, as QEMU does it.
+// A crash leaves the old link or the new one. The other extensions stay where they are: the format changes in
+// place, and becomes a filler (an unknown extension) when there is none any more. Where that does not go (a
+// format is added, the cluster is full), the header is laid out anew and written at once, as QEMU does it.
 
 import { readU64, writeU64 } from "../../base/bytes.ts";
 import { alignUp } from "../../base/units.ts";
@@ -31,7 +31,8 @@ export interface BackingLink {
 }
 
 /**
- * Writes another backing link, durably. Everything else in the header stays; `header` tells the new one afterwards.
+ * Writes another backing link, durably. Everything else in the header stays; `header` tells the new one
+ * afterwards.
  * @throws BlockError EINVAL, ENOSPC when the name does not fit: nothing was written then
  */
 export async function writeBackingLink(
@@ -75,7 +76,9 @@ export interface LinkPlan {
   readonly nameEnd: number;
 }
 
-/** The old area with another link, such that the first sector commits it; undefined where that does not go. */
+/**
+ * The old area with another link, such that the first sector commits it; undefined where that does not go.
+ */
 export function planLink(old: Buffer, link: BackingLink): LinkPlan | undefined {
   const { formatAt, fillerAt, end } = findExtensions(old);
   const area = Buffer.from(old);

@@ -6,7 +6,8 @@
 //            ├── copy-up.ts, grow.ts
 //            └── flusher.ts ── deferred-frees.ts, read-epochs.ts
 //
-// Everything here is in memory and changes within one turn of the loop; what waits for the host is in the parts.
+// Everything here is in memory and changes within one turn of the loop; what waits for the host is in the
+// parts.
 
 import { assert } from "../../base/assert.ts";
 import type { Clock } from "../../base/clock.ts";
@@ -189,7 +190,8 @@ export class Image {
   dropReference(high: number, low: number, punch: boolean): void {
     const { clusterBits } = this.geometry;
     if ((high & COMPRESSED_HIGH) !== 0) {
-      // Data of several clusters shares a host cluster; each entry holds one reference to every one it touches.
+      // Data of several clusters shares a host cluster; each entry holds one reference to every one it
+      // touches.
       const offset = compressedOffset(high, low, clusterBits);
       const first = this.clusterOf(offset);
       const last = this.clusterOf(offset + compressedBytes(high, low, clusterBits) - 1);
@@ -200,7 +202,7 @@ export class Image {
     if (offset !== 0) this.frees.defer(offset / this.clusterSize, 1, punch);
   }
 
-  // --- damage -------------------------------------------------------------------------------------------------
+  // --- damage ----------------------------------------------------------------------------------------------
 
   /** @throws BlockError EIO after damage was seen */
   refuseIfStopped(): void {
@@ -209,12 +211,17 @@ export class Image {
     }
   }
 
-  /** @throws BlockError EIO when it is not known which tables are in force: nothing can be made durable then */
+  /**
+   * @throws BlockError EIO when it is not known which tables are in force: nothing can be made durable then
+   */
   refuseIfUnsure(): void {
     if (this.unsure) this.refuseIfStopped();
   }
 
-  /** Metadata that cannot be was met: the image is marked as corrupt and takes no more writes. The error to throw. */
+  /**
+   * Metadata that cannot be was met: the image is marked as corrupt and takes no more writes. The error to
+   * throw.
+   */
   damaged(message: string): BlockError {
     if (this.writable && this.stopped === undefined) {
       this.stop(message);
@@ -260,7 +267,7 @@ export class Image {
     await this.#flagsWrite.catch(() => undefined);
   }
 
-  // --- where metadata stands ----------------------------------------------------------------------------------
+  // --- where metadata stands -------------------------------------------------------------------------------
 
   /** Whether guest data there would destroy metadata in use. */
   overlapsMetadata(hostOffset: number, bytes: number): boolean {
@@ -298,7 +305,7 @@ export class Image {
     collect(this.refcounts.table, reftableOffset, (offset) => this.addMetadata(this.clusterOf(offset), 1));
   }
 
-  // --- slices of L2 tables ------------------------------------------------------------------------------------
+  // --- slices of L2 tables ---------------------------------------------------------------------------------
 
   #l2SliceOffset(index: number): number {
     const perTable = this.clusterSize / this.l2.sliceBytes;

@@ -1,7 +1,8 @@
 // L2 tables that we may change: a missing one is made, one that a snapshot shares is copied first.
 //
-//   1. The place of a new table is filled (zeros, or the copy) before the L1 entry points at it in memory; so both the
-//      table and its refcount are in the file's cache before the flush that precedes the write of the L1 entry.
+//   1. The place of a new table is filled (zeros, or the copy) before the L1 entry points at it in memory; so
+//      both the table and its refcount are in the file's cache before the flush that precedes the write of
+//      the L1 entry.
 //   2. Slices in memory stay: they are named by guest clusters, and the copy has the same content.
 //   3. Slices of a shared table are never dirty: nothing is changed before the copy.
 //   4. One maker per table; others wait for it and look again.

@@ -2,8 +2,9 @@
 //
 //   while ((kind = mapping.lookup(offset, bytes)) === RunKind.NEED_SLICE) await l2.load(mapping.missing);
 //
-// The answer stands in the fields of the object until the next look-up; nothing is allocated. A run goes on over
-// clusters and slices as long as its kind stays the same and its host clusters stand one after the other.
+// The answer stands in the fields of the object until the next look-up; nothing is allocated. A run goes on
+// over clusters and slices as long as its kind stays the same and its host clusters stand one after the
+// other.
 //
 // An entry that cannot be is INVALID: nothing is read or written through it.
 
@@ -139,7 +140,8 @@ export class Mapping {
     let run = clusterSize - within;
     if (this.#pieceHost !== NOWHERE) this.#pieceHost += within;
     if (kind <= RunKind.DATA) {
-      // The next entry of a run that goes on differs by one cluster only: compare words instead of taking them apart.
+      // The next entry of a run that goes on differs by one cluster only: compare words instead of taking
+      // them apart.
       const step = this.#pieceHost === NOWHERE ? 0 : clusterSize;
       let low = words[first + 1]!;
       const high = words[first]!;

@@ -9,7 +9,10 @@ export interface Qcow2Options {
   /** Bounds of the table caches in bytes; 8 MiB and 2 MiB unless given. */
   readonly l2CacheBytes?: number;
   readonly refcountCacheBytes?: number;
-  /** What a discard of the guest does: nothing (`ignore`, `off`), or give the space up (`unmap`, `on`; the default). */
+  /**
+   * What a discard of the guest does: nothing (`ignore`, `off`), or give the space up (`unmap`, `on`; the
+   * default).
+   */
   readonly discard?: "ignore" | "unmap" | "off" | "on";
   readonly logger?: Logger;
   readonly clock?: Clock;
@@ -18,8 +21,8 @@ export interface Qcow2Options {
 type CacheSizes = Pick<Qcow2Options, "l2CacheBytes" | "refcountCacheBytes">;
 
 /**
- * Reads `l2-cache-size`, `refcount-cache-size` and `cache-size` with QEMU's meaning: of the common size the L2 tables
- * get what the refcounts leave.
+ * Reads `l2-cache-size`, `refcount-cache-size` and `cache-size` with QEMU's meaning: of the common size the
+ * L2 tables get what the refcounts leave.
  * @throws BlockError EINVAL in QEMU's words
  */
 export function cacheSizes(options: Readonly<Record<string, unknown>>): CacheSizes {

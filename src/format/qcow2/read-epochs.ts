@@ -1,5 +1,5 @@
-// Reads take no lock. So that no cluster is reused or punched under a read, what frees clusters waits here for the
-// reads that began before.
+// Reads take no lock. So that no cluster is reused or punched under a read, what frees clusters waits here
+// for the reads that began before.
 //
 //   1. A read that cannot finish at once counts from its look-up to its end, in the epoch in which it began.
 //   2. `drained` begins a new epoch and waits for the reads of the old one; one call at a time.

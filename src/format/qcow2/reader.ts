@@ -1,7 +1,9 @@
 // Reads what the guest sees: data of this image, what a compressed cluster holds, zeros, or the backing.
 //
-//   1. No locks. What one turn of the loop looks up and starts is consistent; after a wait it is looked up again.
-//   2. A read that cannot finish at once is counted (read-epochs.ts): no cluster is reused or punched under it.
+//   1. No locks. What one turn of the loop looks up and starts is consistent; after a wait it is looked up
+//      again.
+//   2. A read that cannot finish at once is counted (read-epochs.ts): no cluster is reused or punched under
+//      it.
 //   3. Past the end of the backing image, zeros: never data of a deeper layer.
 //   4. All parts have settled before an error is handed up: the caller's buffer is free then.
 

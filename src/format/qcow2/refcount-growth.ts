@@ -4,14 +4,16 @@
 //
 //   clusters of block i:  | block i | free ................................... |
 //
-// A new refcount table stands behind everything that the old one could describe, with the blocks that describe it:
+// A new refcount table stands behind everything that the old one could describe, with the blocks that
+// describe it:
 //
 //   | all that the old table describes | block | block ... | new table ........ | free ...
 //
-//   1. A block is zeroed in the file before the table points at it in memory; on disk the table points at it only after
-//      the block's content is durable (flusher.ts, step 2).
-//   2. The old table is in force until the new one, with its blocks, is durable; then the header changes, inside one
-//      sector; then that is made durable; then the old table is freed. An error before leaves the old one in force.
+//   1. A block is zeroed in the file before the table points at it in memory; on disk the table points at it
+//      only after the block's content is durable (flusher.ts, step 2).
+//   2. The old table is in force until the new one, with its blocks, is durable; then the header changes,
+//      inside one sector; then that is made durable; then the old table is freed. An error before leaves the
+//      old one in force.
 //   3. One at a time; others wait and look again.
 //   4. While the table grows no write-back runs: it could write into the old table, after that is free.
 
@@ -35,7 +37,9 @@ export class RefcountGrowth {
     this.#image = image;
   }
 
-  /** Makes block `block`; `tail` is the first cluster behind all claims. The caller claims again afterwards. */
+  /**
+   * Makes block `block`; `tail` is the first cluster behind all claims. The caller claims again afterwards.
+   */
   makeBlock(block: number, tail: number): Completion {
     if (this.#busy !== undefined) return this.#busy;
     const { refcounts } = this.#image;
@@ -69,7 +73,7 @@ export class RefcountGrowth {
     return this.#busy;
   }
 
-  // --- one block ----------------------------------------------------------------------------------------------
+  // --- one block -------------------------------------------------------------------------------------------
 
   #makeOne(block: number, first: number): Completion {
     const { file, clusterSize } = this.#image;
@@ -81,7 +85,10 @@ export class RefcountGrowth {
     });
   }
 
-  /** The block, zeroed in the file, counts itself and is in the table, in memory. False when the cache has no room. */
+  /**
+   * The block, zeroed in the file, counts itself and is in the table, in memory. False when the cache has no
+   * room.
+   */
   #enterBlock(block: number, first: number): boolean {
     const { refcounts, allocator } = this.#image;
     const slice = refcounts.cache.insertZero(refcounts.sliceIndex(first));
@@ -99,7 +106,7 @@ export class RefcountGrowth {
     refcounts.table.set(block, Math.floor(offset / TWO_32), entryLow(offset));
   }
 
-  // --- the table ----------------------------------------------------------------------------------------------
+  // --- the table -------------------------------------------------------------------------------------------
 
   async #growTable(block: number): Promise<void> {
     const image = this.#image;
@@ -108,7 +115,8 @@ export class RefcountGrowth {
     const base = refcounts.table.entries;
     const oldClusters = header.refcountTableClusters;
     const oldFirst = header.refcountTableOffset / clusterSize;
-    // By half, so that growing costs little in the long run; and at least so far that the new blocks are in it.
+    // By half, so that growing costs little in the long run; and at least so far that the new blocks are in
+    // it.
     let tableClusters = Math.max(
       oldClusters + divideUp(oldClusters, 2),
       divideUp(block + 1, entriesPerCluster),
@@ -136,7 +144,10 @@ export class RefcountGrowth {
     image.frees.release([{ first: oldFirst, count: oldClusters, punch: false }]);
   }
 
-  /** Writes blocks and table at cluster `first`, then the header; in memory the table has moved when this is done. */
+  /**
+   * Writes blocks and table at cluster `first`, then the header; in memory the table has moved when this is
+   * done.
+   */
   async #moveTable(base: number, first: number, blocks: number, tableClusters: number): Promise<void> {
     const { refcounts, clusterSize, file, flusher, header } = this.#image;
     const table = refcounts.table;
@@ -203,11 +214,11 @@ export class RefcountGrowth {
     }
   }
 
-  // --- areas --------------------------------------------------------------------------------------------------
+  // --- areas -----------------------------------------------------------------------------------------------
 
   /**
-   * Claims an area behind the tail: in the block there if it has the room, else in blocks of its own, which stand right
-   * before it. -1 when the refcount table had to grow first.
+   * Claims an area behind the tail: in the block there if it has the room, else in blocks of its own, which
+   * stand right before it. -1 when the refcount table had to grow first.
    */
   async #takeArea(count: number): Promise<number> {
     const { refcounts, allocator, clusterSize, file } = this.#image;
@@ -246,7 +257,10 @@ export class RefcountGrowth {
     throw this.#image.damaged(`metadata stands where no refcounts are, behind cluster ${first}`);
   }
 
-  /** Raises the refcounts of [first, first + count) from 0 to 1; false, and nothing is claimed, when one is in use. */
+  /**
+   * Raises the refcounts of [first, first + count) from 0 to 1; false, and nothing is claimed, when one is in
+   * use.
+   */
   async #claimFree(first: number, count: number): Promise<boolean> {
     const { refcounts, frees } = this.#image;
     for (let cluster = first; cluster < first + count; ) {

@@ -1,10 +1,12 @@
-// Refcounts of host clusters: a two-level table. The refcount table is held whole, its blocks as slices in a cache.
-// (Specification: "Host cluster management".)
+// Refcounts of host clusters: a two-level table. The refcount table is held whole, its blocks as slices in a
+// cache. (Specification: "Host cluster management".)
 //
-//   cluster c -> refcount table entry floor(c / entries of a block) -> block -> entry c mod entries of a block
+//   cluster c -> refcount table entry floor(c / entries of a block) -> block -> entry c mod entries of a
+//   block
 //
 //   1. Raising a refcount may be written at any time: at worst a cluster leaks.
-//   2. A refcount is lowered only after the entry that pointed to the cluster is durably gone (deferred-frees.ts).
+//   2. A refcount is lowered only after the entry that pointed to the cluster is durably gone
+//      (deferred-frees.ts).
 //   3. A refcount table entry is written only after the block that it points to is durable (flusher.ts).
 
 import { assert } from "../../base/assert.ts";
@@ -79,7 +81,9 @@ export class Refcounts {
     return getRefcount(slice.bytes, this.#order, entry);
   }
 
-  /** Sets the refcount at `entry`; the slice is dirty then. `value` fits: it is 0, 1, or one less than before. */
+  /**
+   * Sets the refcount at `entry`; the slice is dirty then. `value` fits: it is 0, 1, or one less than before.
+   */
   set(slice: Slice, entry: number, value: number): void {
     setRefcount(slice.bytes, this.#order, entry, value);
     this.cache.markDirty(slice);

@@ -1,5 +1,5 @@
-// A request that may have to wait in several places, written once: as steps. While every step finishes at once, the
-// whole request does, without a promise.
+// A request that may have to wait in several places, written once: as steps. While every step finishes at
+// once, the whole request does, without a promise.
 
 import type { Completion } from "../../base/completion.ts";
 

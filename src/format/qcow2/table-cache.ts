@@ -1,13 +1,15 @@
-// A bounded cache of table slices: pieces of L2 tables or of refcount blocks, 4 KiB or one cluster, whichever is less.
+// A bounded cache of table slices: pieces of L2 tables or of refcount blocks, 4 KiB or one cluster, whichever
+// is less.
 //
 //   1. Memory is bounded: never more slices than the capacity. A slice gives its memory to the next one.
-//   2. A dirty slice, or one that is being written, is never evicted; so what is loaded is never older than the file.
-//   3. When half of the slices are dirty, `onPressure` asks for a write-back in the background; when all of them are,
-//      a load waits for it. Eviction itself writes nothing and so needs no flush of the host file.
+//   2. A dirty slice, or one that is being written, is never evicted; so what is loaded is never older than
+//      the file.
+//   3. When half of the slices are dirty, `onPressure` asks for a write-back in the background; when all of
+//      them are, a load waits for it. Eviction itself writes nothing and so needs no flush of the host file.
 //   4. `find` gives a slice for the present turn of the event loop only. After an await, find it again.
 //
-// Slices are named by their place in the logical table (guest clusters, host clusters), not by where they stand in
-// the file: a table that moves keeps its slices.
+// Slices are named by their place in the logical table (guest clusters, host clusters), not by where they
+// stand in the file: a table that moves keeps its slices.
 
 import { assert } from "../../base/assert.ts";
 import type { Completion } from "../../base/completion.ts";
@@ -34,7 +36,9 @@ export interface TableCacheOptions {
   readonly capacityBytes: number;
   /** Fills `bytes` with slice `index` as it stands in the file. */
   readonly fetch: (index: number, bytes: Buffer) => Completion;
-  /** Whether the words of a slice are kept in the byte order of this machine (a big-endian file is assumed). */
+  /**
+   * Whether the words of a slice are kept in the byte order of this machine (a big-endian file is assumed).
+   */
   readonly decodeWords: boolean;
   /** Too much is dirty. Settles when a write-back has been done. */
   readonly onPressure: () => Promise<void>;
@@ -112,7 +116,10 @@ export class TableCache {
     return done;
   }
 
-  /** A slice of a table that is new: all zeros. Undefined when there is no room: a write-back must be waited for. */
+  /**
+   * A slice of a table that is new: all zeros. Undefined when there is no room: a write-back must be waited
+   * for.
+   */
   insertZero(index: number): Slice | undefined {
     assert(!this.#byIndex.has(index), "a new table has no slices in memory");
     const slice = this.#room();
@@ -200,7 +207,10 @@ export class TableCache {
     this.#last = slice;
   }
 
-  /** Memory for one more slice: unused, new, or taken from another; undefined when all are dirty or being loaded. */
+  /**
+   * Memory for one more slice: unused, new, or taken from another; undefined when all are dirty or being
+   * loaded.
+   */
   #room(): Slice | undefined {
     const spare = this.#spares.pop();
     if (spare !== undefined) return spare;

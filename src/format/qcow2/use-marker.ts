@@ -1,12 +1,13 @@
-// A mark in the header that says: refcounts of this image may count clusters that nobody needs (leaks), since somebody
-// allocated in it and did not close it. The next one to open it for writing repairs them; no other image needs a check.
+// A mark in the header that says: refcounts of this image may count clusters that nobody needs (leaks), since
+// somebody allocated in it and did not close it. The next one to open it for writing repairs them; no other
+// image needs a check.
 //
 //   header extension 0x53545241 "STRA", 8 bytes:  | state u8: 0 closed, 1 in use | 7 bytes zero |
 //
 //   1. To others it is an unknown extension, which the specification tells them to ignore and to keep.
-//   2. It is changed in place. It is put in as the last extension: what stands behind END now is written first, then its
-//      own type and length replace END, eight bytes in one sector. A backing file name that stands in the way is copied
-//      further back before:
+//   2. It is changed in place. It is put in as the last extension: what stands behind END now is written
+//      first, then its own type and length replace END, eight bytes in one sector. A backing file name that
+//      stands in the way is copied further back before:
 //        name at its new place -> flush -> backing_file_offset -> flush -> state, END -> flush -> "STRA", 8
 //   3. Where that does not go (the header is full), the image has none; its leaks wait for a check by hand.
 

@@ -1,5 +1,6 @@
-// A table that is held in memory as a whole, the L1 table or the refcount table: bounded by QEMU's limits (32 MiB,
-// 8 MiB), so a disk of 16 TiB with 64 KiB clusters has 256 KiB of it. Changes are written back by sectors.
+// A table that is held in memory as a whole, the L1 table or the refcount table: bounded by QEMU's limits (32
+// MiB, 8 MiB), so a disk of 16 TiB with 64 KiB clusters has 256 KiB of it. Changes are written back by
+// sectors.
 
 import { TABLE_SECTOR_BYTES, type TableWrite } from "./table-writes.ts";
 

@@ -1,8 +1,9 @@
-// The guest write. What is allocated, and ours, is written in place under a shared lock and changes no metadata;
-// everything else is a GuestWrite under the exclusive lock. Both finish at once where nothing has to be waited for.
+// The guest write. What is allocated, and ours, is written in place under a shared lock and changes no
+// metadata; everything else is a GuestWrite under the exclusive lock. Both finish at once where nothing has
+// to be waited for.
 //
-// A request takes its lock over all of its clusters in one call and holds no other. The mapping is looked up under the
-// lock, again after every wait.
+// A request takes its lock over all of its clusters in one call and holds no other. The mapping is looked up
+// under the lock, again after every wait.
 
 import type { Completion } from "../../base/completion.ts";
 import { GuestWrite } from "./guest-write.ts";

@@ -1,9 +1,10 @@
 // Writing zeros and discarding.
 //
-//   1. Whole units (clusters, or subclusters) become zero in the tables; parts of units are zeroed as data, or the unit
-//      as a whole where it reads as zeros anyway. The end of the disk ends a unit.
-//   2. A discard touches whole clusters only: it is never rounded outward. Where something deeper could show, what is
-//      discarded becomes a zero cluster, never an unallocated one; version 2 has none, so there nothing is discarded.
+//   1. Whole units (clusters, or subclusters) become zero in the tables; parts of units are zeroed as data,
+//      or the unit as a whole where it reads as zeros anyway. The end of the disk ends a unit.
+//   2. A discard touches whole clusters only: it is never rounded outward. Where something deeper could show,
+//      what is discarded becomes a zero cluster, never an unallocated one; version 2 has none, so there
+//      nothing is discarded.
 //   3. Version 3 always says zero, even with no backing: one may be put behind the image later.
 //   4. A host cluster is given up when the caller lets us (MAY_UNMAP, discard); else it stays, set aside.
 //   5. What an entry pointed to is freed only after the entry is durably gone (rule R3).
@@ -92,7 +93,10 @@ interface ZeroRequest {
   readonly locked: boolean;
 }
 
-/** What a unit holds: it says that it is zero; nothing, and nothing shows through; or something to be overwritten. */
+/**
+ * What a unit holds: it says that it is zero; nothing, and nothing shows through; or something to be
+ * overwritten.
+ */
 const Held = { ZERO: 0, NOTHING: 1, SOMETHING: 2 } as const;
 type Held = (typeof Held)[keyof typeof Held];
 
@@ -152,7 +156,7 @@ class Zeroing implements Steps {
     return pos % clusterSize === 0 && pos + clusterSize <= this.#clustersEnd;
   }
 
-  // --- parts of units -----------------------------------------------------------------------------------------
+  // --- parts of units --------------------------------------------------------------------------------------
 
   /** Zeros up to `to`, inside one unit. */
   #zeroPart(to: number): Completion {
@@ -201,7 +205,7 @@ class Zeroing implements Steps {
     this.#pos = to;
   }
 
-  // --- discard ------------------------------------------------------------------------------------------------
+  // --- discard ---------------------------------------------------------------------------------------------
 
   /** Changes entries up to the end of the slice; leaves those that hold nothing and hide nothing. */
   #discardClusters(): Completion {
@@ -234,7 +238,7 @@ class Zeroing implements Steps {
     if (changed) image.l2.markDirty(slice);
   }
 
-  // --- whole units --------------------------------------------------------------------------------------------
+  // --- whole units -----------------------------------------------------------------------------------------
 
   /** Version 2: unallocated is zero where nothing is behind; otherwise zeros are data. */
   #zeroWithoutFlag(kind: RunKind): Completion {

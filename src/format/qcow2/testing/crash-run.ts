@@ -1,9 +1,9 @@
 // A recording host file, and what a crash may leave of it.
 //
-//   1. What was written before the last sync is there. Of what came later, each 512-byte sector of each write may be
-//      there or not, in any combination.
-//   2. Of every such state: the image opens, a check finds leaks at the most, and nothing that a flush acknowledged is
-//      lost. What was written after that flush is there, or what was there before it.
+//   1. What was written before the last sync is there. Of what came later, each 512-byte sector of each write
+//      may be there or not, in any combination.
+//   2. Of every such state: the image opens, a check finds leaks at the most, and nothing that a flush
+//      acknowledged is lost. What was written after that flush is there, or what was there before it.
 //   3. Opened for writing, the leaks are repaired.
 
 import { errorMessage } from "../../../base/errors.ts";
@@ -123,7 +123,7 @@ class CrashRun {
     };
   }
 
-  // --- the requests -------------------------------------------------------------------------------------------
+  // --- the requests ----------------------------------------------------------------------------------------
 
   async #batch(): Promise<void> {
     const started: Promise<unknown>[] = [];
@@ -180,7 +180,7 @@ class CrashRun {
     node.setBacking(undefined);
   }
 
-  // --- the crashes --------------------------------------------------------------------------------------------
+  // --- the crashes -----------------------------------------------------------------------------------------
 
   async #judge(): Promise<void> {
     const total = this.#file.recorded.length;

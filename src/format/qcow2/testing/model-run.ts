@@ -1,7 +1,7 @@
 // A chain of images under random requests, against an array as the model. Everything follows from the seed.
 //
-// Requests of one batch run at the same time; their byte ranges do not overlap, their clusters do. Host calls finish at
-// once or late, and may fail: then each byte of the request is the old or the new one.
+// Requests of one batch run at the same time; their byte ranges do not overlap, their clusters do. Host calls
+// finish at once or late, and may fail: then each byte of the request is the old or the new one.
 
 import { errorMessage } from "../../../base/errors.ts";
 import { Prng } from "../../../base/prng.ts";
@@ -36,7 +36,9 @@ export interface ModelRunResult {
 
 const SIZE_MAX = 6 * MiB;
 
-/** Runs to the end and checks everything. @throws with the seed and the last requests when something is wrong */
+/**
+ * Runs to the end and checks everything. @throws with the seed and the last requests when something is wrong
+ */
 export async function runModel(options: ModelRunOptions): Promise<ModelRunResult> {
   const run = new ModelRun(options);
   try {
@@ -95,7 +97,7 @@ export class ModelRun {
     };
   }
 
-  // --- set-up -------------------------------------------------------------------------------------------------
+  // --- set-up ----------------------------------------------------------------------------------------------
 
   async #open(): Promise<void> {
     if (this.#options.image !== undefined) {
@@ -212,7 +214,7 @@ export class ModelRun {
     return clusters * clusterSize + odd;
   }
 
-  // --- requests -----------------------------------------------------------------------------------------------
+  // --- requests --------------------------------------------------------------------------------------------
 
   async #batch(): Promise<void> {
     const count = this.#prng.between(1, 8);
@@ -341,7 +343,7 @@ export class ModelRun {
     await this.#openTop(this.#image.node.backing);
   }
 
-  // --- judgement ----------------------------------------------------------------------------------------------
+  // --- judgement -------------------------------------------------------------------------------------------
 
   async #compare(when: string): Promise<void> {
     const seen = await readAll(this.#image.node);

@@ -1,5 +1,5 @@
-// Nodes over host files for the tests of this folder: a leaf of its own, since peers of a layer do not import each
-// other.
+// Nodes over host files for the tests of this folder: a leaf of its own, since peers of a layer do not import
+// each other.
 
 import { buffers } from "../../../base/buffer-pool.ts";
 import type { Completion } from "../../../base/completion.ts";
