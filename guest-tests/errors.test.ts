@@ -1,4 +1,5 @@
-// Bad input to the running daemon: each gets its own clear message, harms nothing else, and the daemon stays up.
+// Bad input to the running daemon: each gets its own clear message, harms nothing else, and the daemon stays
+// up.
 
 import { copyFileSync, openSync, truncateSync, writeFileSync, writeSync } from "node:fs";
 import { createServer } from "node:net";

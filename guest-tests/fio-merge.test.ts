@@ -1,5 +1,5 @@
-// fio works on the disk during the whole of each merge, and finds nothing wrong; nor does a comparison of what it left
-// alone with a copy made before.
+// fio works on the disk during the whole of each merge, and finds nothing wrong; nor does a comparison of
+// what it left alone with a copy made before.
 
 import { expect, it } from "vitest";
 import { MiB } from "../src/base/units.ts";

@@ -1,7 +1,8 @@
 // kill -9 in the middle of a merge and around its end, while a guest writes and flushes.
 //
-// After each kill: the chain opens, and is the old one or the new one; no image has errors; every write that a flush
-// had promised is there; our daemon opens the chain again, repairs what leaked, and streaming again completes.
+// After each kill: the chain opens, and is the old one or the new one; no image has errors; every write that
+// a flush had promised is there; our daemon opens the chain again, repairs what leaked, and streaming again
+// completes.
 
 import { readFileSync } from "node:fs";
 import { expect, it } from "vitest";

@@ -1,4 +1,5 @@
-// Merges over every kind of qcow2 image, while a guest writes: an intermediate merge, then everything into the top.
+// Merges over every kind of qcow2 image, while a guest writes: an intermediate merge, then everything into
+// the top.
 
 import { readFileSync, rmSync } from "node:fs";
 import { expect, it } from "vitest";

@@ -22,7 +22,9 @@ const WHOLE_STORY = [
   "null",
 ] as const;
 
-/** Slow enough that a test can do something while the job runs; a test speeds it up when it has seen enough. */
+/**
+ * Slow enough that a test can do something while the job runs; a test speeds it up when it has seen enough.
+ */
 const SLOW = 256 * KiB;
 
 interface Merge {
@@ -326,7 +328,10 @@ it.skipIf(IS_REFERENCE)("merges layers of different lengths", async () => {
   await compareImages(chain.file("E"), copy, "qcow2");
 });
 
-/** Past the end of a short layer the guest sees zeros, never what lies deeper: C is cut, D and E are long again. */
+/**
+ * Past the end of a short layer the guest sees zeros, never what lies deeper: C is cut, D and E are long
+ * again.
+ */
 async function differentLengths() {
   return serveChain({
     bytes: 8 * MiB + 512,

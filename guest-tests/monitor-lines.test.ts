@@ -49,7 +49,7 @@ describe.skipIf(IS_REFERENCE)("lines at the monitor", () => {
     await compareImages(chain.file("E"), copy, "qcow2");
   });
 
-  it("snapshot_blkdev ide0-hd0 /new-path/disk.img qcow2, then block_stream ide0-hd0: a live copy", async () => {
+  it("snapshot_blkdev ide0-hd0 /new-path/disk.img qcow2; block_stream ide0-hd0: a live copy", async () => {
     const { directory, chain, daemon, uri, copy, hmp } = await atMonitor({
       device: "ide0-hd0",
       nodeName: (letter) => `node-${letter}`,

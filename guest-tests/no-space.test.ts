@@ -1,5 +1,5 @@
-// The host's disk is full: the guest hears ENOSPC, a job stops and goes on when there is space, and nothing is lost.
-// Needs the right to mount a small file system.
+// The host's disk is full: the guest hears ENOSPC, a job stops and goes on when there is space, and nothing
+// is lost. Needs the right to mount a small file system.
 
 import { spawnSync } from "node:child_process";
 import { mkdirSync } from "node:fs";

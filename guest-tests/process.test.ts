@@ -1,4 +1,5 @@
-// The daemon as a process: in the background, with its pid file, its signals, and sockets that it connects to itself.
+// The daemon as a process: in the background, with its pid file, its signals, and sockets that it connects to
+// itself.
 
 import { existsSync, readFileSync } from "node:fs";
 import { createConnection, createServer, type Socket } from "node:net";

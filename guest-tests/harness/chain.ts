@@ -2,8 +2,9 @@
 //
 //   [file-A.img] <- [file-B.img] <- [file-C.img] <- [file-D.img] <- [file-E.img]
 //
-// Each layer holds writes of its own at random places (ends on 512 bytes, not on clusters), zeros and discarded
-// clusters. The bytes of a write differ from sector to sector, so that anything put in the wrong place shows.
+// Each layer holds writes of its own at random places (ends on 512 bytes, not on clusters), zeros and
+// discarded clusters. The bytes of a write differ from sector to sector, so that anything put in the wrong
+// place shows.
 
 import { copyFileSync, renameSync, writeFileSync } from "node:fs";
 import path from "node:path";
@@ -93,7 +94,9 @@ export class Chain {
     return letter === "A" ? this.baseFormat : "qcow2";
   }
 
-  /** Writes what a guest sees in this layer now into a raw file; gives its name. No daemon may have the chain. */
+  /**
+   * Writes what a guest sees in this layer now into a raw file; gives its name. No daemon may have the chain.
+   */
   async copyOf(letter: string): Promise<string> {
     const copy = path.join(this.directory, `copy-${++this.#copies}-of-${letter}.raw`);
     await run("qemu-img", "convert", "-O", "raw", "-f", this.format(letter), this.file(letter), copy);
@@ -101,8 +104,8 @@ export class Chain {
   }
 
   /**
-   * Daemon arguments that open every layer as a node of its own, named by `nodeName`, the top for writing. The links
-   * between them are stated in the options.
+   * Daemon arguments that open every layer as a node of its own, named by `nodeName`, the top for writing.
+   * The links between them are stated in the options.
    */
   nodeArguments(nodeName: (letter: string) => string = (letter) => letter): string[] {
     return this.letters.flatMap((letter, index) => {
@@ -187,7 +190,10 @@ export async function lettersOnDisk(file: string): Promise<string> {
     .join(" ");
 }
 
-/** @throws ToolError when the two images do not read the same. Either may be an NBD URI; `format` is the first one's. */
+/**
+ * @throws ToolError when the two images do not read the same. Either may be an NBD URI; `format` is the first
+ * one's.
+ */
 export async function compareImages(image: string, copy: string, format = "raw"): Promise<void> {
   await run("qemu-img", "compare", "-U", "-f", format, "-F", "raw", image, copy);
 }

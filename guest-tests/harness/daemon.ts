@@ -1,7 +1,9 @@
 // A storage daemon under test, with a QMP monitor of the harness.
 //
-//   1. The daemon connects to us: its greeting says that every option of its command line has been carried out.
-//   2. A daemon that ends when nobody asked it to makes every command that waits for it fail, with its last words.
+//   1. The daemon connects to us: its greeting says that every option of its command line has been carried
+//      out.
+//   2. A daemon that ends when nobody asked it to makes every command that waits for it fail, with its last
+//      words.
 //   3. STRATA_TEST_DAEMON names another program with the same command line, such as the reference itself.
 
 import { type ChildProcess, spawn } from "node:child_process";
@@ -102,7 +104,10 @@ export function nbdServerArguments(directory: string): string[] {
   return ["--nbd-server", `addr.type=unix,addr.path=${directory}/nbd.sock`];
 }
 
-/** Starts the daemon and waits until it has carried out its command line. @throws with its words when it refuses */
+/**
+ * Starts the daemon and waits until it has carried out its command line. @throws with its words when it
+ * refuses
+ */
 export async function startDaemon(directory: string, args: readonly string[]): Promise<Daemon> {
   const socketPath = path.join(directory, `monitor-${process.pid}-${nextNumber++}.sock`);
   const { connected, close } = listenOnce(socketPath);

@@ -2,11 +2,11 @@
 //
 //   [mixed-0] [mixed-1] [mixed-2] reads and writes       [trims] trims
 //
-// Each job has a quarter of the disk, and leaves the last part of it and random gaps alone. What fio wrote it checks
-// itself, block by block, while writing and at its end. The rest is up to us: fio's log of requests says what it
-// wrote and trimmed, and a copy made before says what must be elsewhere; a trimmed sector may read as zeros instead.
-// (No `verify_backlog`: with it fio 3.33 expects other headers in `verify_only` than it wrote, on any disk. No
-// `randtrimwrite`: it never writes.)
+// Each job has a quarter of the disk, and leaves the last part of it and random gaps alone. What fio wrote it
+// checks itself, block by block, while writing and at its end. The rest is up to us: fio's log of requests
+// says what it wrote and trimmed, and a copy made before says what must be elsewhere; a trimmed sector may
+// read as zeros instead. (No `verify_backlog`: with it fio 3.33 expects other headers in `verify_only` than
+// it wrote, on any disk. No `randtrimwrite`: it never writes.)
 
 import { closeSync, openSync, readFileSync, readSync, writeFileSync } from "node:fs";
 import path from "node:path";
@@ -111,8 +111,8 @@ export function uncovered(pieces: readonly Piece[], diskBytes: number): Piece[] 
 }
 
 /**
- * Offsets of those 512-byte sectors, of all that fio has not written, in which the raw file `after` is not like
- * `before`; the first few. A sector that fio has trimmed may be zeros.
+ * Offsets of those 512-byte sectors, of all that fio has not written, in which the raw file `after` is not
+ * like `before`; the first few. A sector that fio has trimmed may be zeros.
  */
 export function differences(
   before: string,

@@ -3,8 +3,8 @@
 //   1. Every write has a number, and every sector of it says which write it is and where it belongs.
 //   2. No two writes in flight overlap, so the writes to one sector have an order.
 //   3. A flush that was answered promises every write that was answered before the flush was sent.
-//   4. After a crash a sector holds the last write promised, or any later one that was sent; without a promise it may
-//      also be what it was before. Nothing else, ever.
+//   4. After a crash a sector holds the last write promised, or any later one that was sent; without a
+//      promise it may also be what it was before. Nothing else, ever.
 
 import { NbdClient } from "../../nbd/client.ts";
 import { isZero } from "../../src/base/bytes.ts";

@@ -1,5 +1,5 @@
-// A directory for one test, gone when the test is over. In memory where the host has such a place, because a merge
-// test writes hundreds of megabytes; `onDisk` asks for a real file system instead.
+// A directory for one test, gone when the test is over. In memory where the host has such a place, because a
+// merge test writes hundreds of megabytes; `onDisk` asks for a real file system instead.
 
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";

@@ -1,4 +1,5 @@
-// Runs foreign programs: qemu-img, qemu-io, nbdinfo, nbdcopy, fio. A failure shows the whole command and its output.
+// Runs foreign programs: qemu-img, qemu-io, nbdinfo, nbdcopy, fio. A failure shows the whole command and its
+// output.
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { onTestFinished } from "vitest";
