@@ -9,7 +9,8 @@ import { within } from "./patience.ts";
 import type { Outcome } from "./tool.ts";
 
 const CHECKOUT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../..");
-export const STRATA = path.join(CHECKOUT, "scripts/strata");
+/** STRATA_TEST_PROGRAM names another build, such as one that is installed. */
+const STRATA = process.env["STRATA_TEST_PROGRAM"] ?? path.join(CHECKOUT, "scripts/strata");
 
 /** A run that may still be going on. */
 export class StrataRun {

@@ -9,7 +9,7 @@
 //   2. A socket at which nobody listens is left over from a daemon that was killed; the next one to come
 //      removes it.
 
-import { existsSync, lstatSync, mkdirSync, readdirSync, unlinkSync } from "node:fs";
+import { existsSync, lstatSync, mkdirSync, readdirSync } from "node:fs";
 import { createConnection } from "node:net";
 import path from "node:path";
 import { BlockError } from "../base/errors.ts";
@@ -68,12 +68,6 @@ export async function newSockets(directory: string, disk: string): Promise<Contr
     refuseLongPath(sockets.hmp);
     return sockets;
   }
-}
-
-/** Removes a socket at which nobody listens any more; anything else stays, and is in the way. */
-export async function removeLeftover(socket: string): Promise<void> {
-  if (!existsSync(socket) || !lstatSync(socket).isSocket() || (await isAlive(socket))) return;
-  unlinkSync(socket);
 }
 
 export function refuseLongPath(socket: string): void {

@@ -3,6 +3,7 @@ import { createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
+import { ManualClock } from "../base/clock.ts";
 import { QmpClient, type QmpEvent } from "./qmp-client.ts";
 
 let directory: string;
@@ -75,4 +76,16 @@ it("says so when what answers is no daemon", async () => {
 
 it("says what to do when nobody listens", async () => {
   await expect(QmpClient.connect(path.join(directory, "none"))).rejects.toThrow("strata serve DISK");
+});
+
+it("does not wait for ever for a daemon that has another client", async () => {
+  const busy = createServer(() => undefined);
+  const place = path.join(directory, "busy.sock");
+  await new Promise<void>((resolve) => busy.listen(place, resolve));
+  const clock = new ManualClock();
+  const refused = expect(QmpClient.connect(place, clock)).rejects.toMatchObject({ code: "EBUSY" });
+  await new Promise<void>((resolve) => busy.once("connection", () => setImmediate(resolve)));
+  clock.advance(10_000);
+  await refused;
+  busy.close();
 });

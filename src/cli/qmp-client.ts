@@ -4,6 +4,7 @@
 //   2. When the daemon hangs up, everything that waits is told so; nothing waits for ever.
 
 import { createConnection, type Socket } from "node:net";
+import { type Clock, systemClock } from "../base/clock.ts";
 import { BlockError, type ErrorCode } from "../base/errors.ts";
 
 type Members = Record<string, unknown>;
@@ -22,6 +23,9 @@ interface Waiting {
 
 /** What one message of a daemon may weigh; more is no answer to anything that we ask. */
 const MESSAGE_CHARACTERS_MAX = 64 * 1024 * 1024;
+
+/** How long a daemon may take to greet. */
+const GREETING_MS_MAX = 5000;
 
 const CODES_BY_CLASS: Readonly<Record<string, ErrorCode>> = {
   DeviceNotFound: "DEVICE_NOT_FOUND",
@@ -52,17 +56,26 @@ export class QmpClient implements QmpConnection {
     socket.on("close", () => this.#hungUp());
   }
 
-  /** @throws BlockError with the host's errno when nobody listens at `path` */
-  static async connect(path: string): Promise<QmpClient> {
+  /** @throws BlockError ENOENT when nobody listens at `path`, EBUSY when it does not answer */
+  static async connect(path: string, clock: Clock = systemClock): Promise<QmpClient> {
     const socket = createConnection(path);
     await new Promise<void>((resolve, reject) => {
       socket.once("connect", resolve);
       socket.once("error", (error) => reject(connectError(path, error)));
     });
     const client = new QmpClient(path, socket);
-    await client.#answer();
-    await client.execute("qmp_capabilities");
-    return client;
+    const forget = clock.after(GREETING_MS_MAX, () => {
+      const why = "another client may have it: a character device takes one at a time";
+      client.#hungUp(new BlockError("EBUSY", `the daemon at '${path}' does not answer; ${why}`));
+      socket.destroy();
+    });
+    try {
+      await client.#answer();
+      await client.execute("qmp_capabilities");
+      return client;
+    } finally {
+      forget();
+    }
   }
 
   /** Runs a command and gives what it returns. @throws BlockError with the daemon's words */
@@ -121,7 +134,10 @@ export class QmpClient implements QmpConnection {
 
   #hungUp(cause?: Error): void {
     const why = cause === undefined ? "" : `: ${cause.message}`;
-    this.#failure ??= new BlockError("ESHUTDOWN", `the daemon at '${this.path}' hung up${why}`, cause);
+    this.#failure ??=
+      cause instanceof BlockError
+        ? cause
+        : new BlockError("ESHUTDOWN", `the daemon at '${this.path}' hung up${why}`, cause);
     for (const waiting of this.#waiting.splice(0)) waiting.reject(this.#failure);
   }
 }

@@ -22,7 +22,8 @@ export const realTerminal: Terminal = {
     return process.stdout.isTTY === true && process.env["TERM"] !== "dumb";
   },
   get columns() {
-    return process.stdout.columns ?? COLUMNS_WHERE_UNKNOWN;
+    // 0 is what a terminal without a size tells.
+    return process.stdout.columns || COLUMNS_WHERE_UNKNOWN;
   },
 };
 

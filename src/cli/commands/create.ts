@@ -3,7 +3,7 @@ import path from "node:path";
 import type { Command } from "commander";
 import { BlockError } from "../../base/errors.ts";
 import { formatSize, parseSize } from "../../base/units.ts";
-import { type CreateOptions, createQcow2 } from "../../format/qcow2/create.ts";
+import { type CreateOptions, createQcow2, newHeader } from "../../format/qcow2/create.ts";
 import { hostImageFile } from "../../format/qcow2/image-file.ts";
 import { createRaw, type RawCreateOptions } from "../../format/raw/create.ts";
 import { createHostFile } from "../../sys/create-host-file.ts";
@@ -59,7 +59,7 @@ async function createImage(file: string, sizeText: string | undefined, flags: Cr
   given.delete("backing_file");
   given.delete("backing_fmt");
   const size = await sizeFor(file, sizeText, backing, backingFormat);
-  // Options are read before the file is touched: a mistake leaves what stands there as it was.
+  // Options are checked before the file is touched: a mistake leaves what stands there as it was.
   if (flags.format === "raw") {
     if (backing !== undefined) throw usageError("a raw image has no backing link: use -f qcow2");
     const options: RawCreateOptions = { size, ...rawOptions(given) };
@@ -73,6 +73,7 @@ async function createImage(file: string, sizeText: string | undefined, flags: Cr
     ...(backing !== undefined && { backingFile: backing }),
     ...(backingFormat !== undefined && { backingFormat }),
   };
+  newHeader(options);
   refuseOverwriting(file, flags.force);
   await makeQcow2(file, options);
   return size;

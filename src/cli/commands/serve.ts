@@ -18,10 +18,10 @@ import {
   makeControlDirectory,
   newSockets,
   refuseLongPath,
-  removeLeftover,
   socketsOf,
 } from "../control-directory.ts";
 import { usageError } from "../failure.ts";
+import { MonitorListener } from "../monitor-listener.ts";
 import { statedFormat, withImage } from "../open-image.ts";
 import { chainOptions, connectLines, type FoundImage } from "../serve-plan.ts";
 
@@ -81,6 +81,7 @@ async function serve(disk: string, flags: ServeFlags, context: CommandContext): 
     wallClock: systemWallClock,
     logger: warningsOnly(context),
   });
+  const listeners: MonitorListener[] = [];
   const forget = context.onInterrupt(() => daemon.quit());
   try {
     const exportName = flags.name ?? flags.device;
@@ -90,12 +91,14 @@ async function serve(disk: string, flags: ServeFlags, context: CommandContext): 
       exportName,
       device: flags.device,
     });
-    await openMonitors(daemon, sockets, flags.monitor);
+    await openMonitors(daemon, sockets, flags.monitor, listeners);
     tellAddresses(daemon, { images, exportName, readOnly, sockets, context });
     await daemon.quitRequested;
   } finally {
     forget();
-    await daemon.shutDown().finally(() => daemon.chardevs.closeAll());
+    await daemon.shutDown().finally(async () => {
+      for (const listener of listeners) await listener.close();
+    });
   }
 }
 
@@ -142,7 +145,6 @@ async function start(
   daemon: Daemon,
   plan: { options: NodeOptions; address: SocketAddress; exportName: string; device: string },
 ): Promise<void> {
-  if (plan.address.kind === "unix") await removeLeftover(plan.address.path);
   await daemon.exports.startServer({ address: plan.address });
   const node = await daemon.nodes.add(plan.options);
   await daemon.exports.add({
@@ -158,21 +160,14 @@ async function openMonitors(
   daemon: Daemon,
   sockets: ControlSockets,
   others: readonly string[],
+  listeners: MonitorListener[],
 ): Promise<void> {
-  const listen = async (id: string, socket: string) => {
-    const addr = { type: "unix", data: { path: socket } } as const;
-    await removeLeftover(socket);
-    await daemon.chardevs.add(id, { type: "socket", data: { addr, server: true, wait: false } });
-  };
-  await listen("hmp", sockets.hmp);
-  daemon.chardevs.attach("hmp", new HmpMonitor(daemon));
-  for (const [at, socket] of others.entries()) {
-    await listen(`monitor${at}`, path.resolve(socket));
-    daemon.chardevs.attach(`monitor${at}`, new HmpMonitor(daemon));
+  const human = new HmpMonitor(daemon);
+  for (const socket of [sockets.hmp, ...others.map((one) => path.resolve(one))]) {
+    listeners.push(await MonitorListener.open(socket, human));
   }
   // The QMP socket comes last: who finds it finds a daemon that is ready.
-  await listen("qmp", sockets.qmp);
-  daemon.chardevs.attach("qmp", new QmpMonitor(daemon, { pretty: false }));
+  listeners.push(await MonitorListener.open(sockets.qmp, new QmpMonitor(daemon, { pretty: false })));
 }
 
 function tellAddresses(
