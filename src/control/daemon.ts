@@ -2,6 +2,8 @@
 //
 //   1. Commands, from whatever monitor, change it through its parts; it owns no socket of a monitor itself.
 //   2. It ends once: server and exports, then jobs, then nodes, which flushes them. What goes wrong is logged and told.
+//   3. Commands that are under way when the end begins are waited for, for a while; later ones are refused. So nothing
+//      is opened or started behind the back of the end.
 
 import type { Clock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
@@ -24,6 +26,9 @@ export interface DaemonParts {
   readonly logger: Logger;
 }
 
+/** How long the end waits for commands that are under way. */
+const COMMANDS_MS_MAX = 10_000;
+
 export class Daemon {
   readonly clock: Clock;
   readonly logger: Logger;
@@ -39,6 +44,7 @@ export class Daemon {
   readonly quitRequested: Promise<void>;
   #requestQuit!: () => void;
   #shutdown: Promise<void> | undefined;
+  readonly #commands = new Set<Promise<unknown>>();
 
   constructor({ drivers, clock, wallClock, logger }: DaemonParts) {
     this.clock = clock;
@@ -102,6 +108,18 @@ export class Daemon {
     );
   }
 
+  /** Runs a command that changes or looks at the daemon. @throws BlockError ESHUTDOWN when the end has begun */
+  async during<T>(run: () => Promise<T>): Promise<T> {
+    if (this.#shutdown !== undefined) throw new BlockError("ESHUTDOWN", "the daemon is shutting down");
+    const running = run();
+    this.#commands.add(running);
+    try {
+      return await running;
+    } finally {
+      this.#commands.delete(running);
+    }
+  }
+
   /** Ends everything once; later calls wait for the same end. The first error is handed up when all is done. */
   shutDown(): Promise<void> {
     this.#shutdown ??= this.#endAll();
@@ -118,9 +136,21 @@ export class Daemon {
         this.logger.error(`while ending ${what}: ${String(error)}`);
       }
     };
+    await this.#commandsEnded();
     if (this.exports.isServerRunning) await step("the NBD server", () => this.exports.stopServer());
     await step("jobs", () => this.jobs.cancelAll());
     await step("nodes", () => this.nodes.releaseAll());
     if (failure !== undefined) throw failure.error;
+  }
+
+  /** A command may wait for something that never comes (a peer of a socket): it is not waited for long. */
+  async #commandsEnded(): Promise<void> {
+    if (this.#commands.size === 0) return;
+    let cancel = () => {};
+    const patience = new Promise<void>((resolve) => {
+      cancel = this.clock.after(COMMANDS_MS_MAX, resolve);
+    });
+    await Promise.race([Promise.allSettled(this.#commands), patience]);
+    cancel();
   }
 }

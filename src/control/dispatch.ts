@@ -43,6 +43,7 @@ export async function runCommand(daemon: Daemon, name: string, args: JsonObject)
     throw new BlockError("COMMAND_NOT_FOUND", `The command ${name} has not been found`);
   }
   const checked = visit(command.data, args);
-  const result = await command.run(daemon, checked as never);
+  const run = async () => command.run(daemon, checked as never);
+  const result = await (name === "quit" ? run() : daemon.during(run));
   return result ?? {};
 }

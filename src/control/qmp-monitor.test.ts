@@ -203,4 +203,20 @@ describe("the end", () => {
     await daemon.quitRequested;
     expect([...daemon.graph.nodes]).toEqual([]);
   });
+
+  it("waits for commands that are under way, and refuses later ones", async () => {
+    const client = await negotiated("a");
+    let finish = () => {};
+    const running = daemon.during(() => new Promise<void>((resolve) => (finish = resolve)));
+    let ended = false;
+    const ending = daemon.shutDown().then(() => {
+      ended = true;
+    });
+    client.send('{"execute":"query-jobs"}');
+    expect(await client.nextMessage()).toEqual(error("the daemon is shutting down"));
+    expect(ended).toBe(false);
+    finish();
+    await running;
+    await ending;
+  });
 });

@@ -63,7 +63,8 @@ export function toAddress(addr: AddressOptions): SocketAddress {
       throw new BlockError("EINVAL", `Unable to parse FD number ${addr.data.str}`);
     return { kind: "fd", fd: Number(addr.data.str) };
   }
-  const { host, port } = addr.data;
+  const { host, port, to } = addr.data;
+  if (to !== undefined) throw new BlockError("ENOTSUP", "a range of ports ('to') is not supported: name one");
   return { kind: "inet", host: host === "" ? "0.0.0.0" : host, port: toPort(host, port) };
 }
 

@@ -136,7 +136,11 @@ function socketAddress(options: Options) {
   if (host === undefined && !options.has("port")) return { type: "fd", data: { str: fd ?? "" } } as const;
   const port = options.get("port");
   if (port === undefined) throw new BlockError("EINVAL", "chardev: socket: no port given");
-  return { type: "inet", data: { host: host ?? "", port } } as const;
+  const to = options.get("to");
+  return {
+    type: "inet",
+    data: { host: host ?? "", port, ...(to === undefined ? {} : { to: Number(to) }) },
+  } as const;
 }
 
 function isOn(value: string): boolean {

@@ -29,6 +29,13 @@ abstract class StreamChardev implements Chardev {
 export class StdioChardev extends StreamChardev {
   override readonly filename = "stdio";
 
+  constructor(id: string) {
+    super(id);
+    // Whoever read our output may go; that ends a conversation, not the daemon.
+    process.stdout.on("error", () => {});
+    process.stdin.on("error", () => {});
+  }
+
   protected override peer(): Peer {
     return { input: process.stdin, output: process.stdout, close: () => process.stdin.destroy() };
   }
@@ -48,6 +55,8 @@ export class FileChardev extends StreamChardev {
     try {
       const fd = fs.openSync(path, append ? "a" : "w", 0o666);
       this.#stream = fs.createWriteStream("", { fd });
+      // A full disk under a log is no reason to stop serving.
+      this.#stream.on("error", () => {});
     } catch (error) {
       throw fsError(error, `Failed to open '${path}'`);
     }

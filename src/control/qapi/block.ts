@@ -18,6 +18,8 @@ export const blockdevDriver = enumeration("BlockdevDriver", ["file", "raw", "qco
 
 export const onOffAuto = enumeration("OnOffAuto", ["auto", "on", "off"]);
 
+export const detectZeroes = enumeration("BlockdevDetectZeroesOptions", ["off", "on", "unmap"]);
+
 const cacheOptions = struct("BlockdevCacheOptions", "How the host's page cache is used.", {
   "?direct": bool,
   "?no-flush": bool,
@@ -32,7 +34,7 @@ const base = struct("BlockdevOptionsBase", "What every driver takes.", {
   "?read-only": bool,
   "?auto-read-only": bool,
   "?force-share": bool,
-  "?detect-zeroes": enumeration("BlockdevDetectZeroesOptions", ["off", "on", "unmap"]),
+  "?detect-zeroes": detectZeroes,
 });
 
 const fileOptions = struct("BlockdevOptionsFile", "A regular file of the host.", {

@@ -27,7 +27,7 @@ const unixAddress = struct("UnixSocketAddress", "A unix socket.", {
 
 const fdAddress = struct("FdSocketAddress", "An open descriptor by number.", { str });
 
-const addressKind = enumeration("SocketAddressType", ["inet", "unix", "vsock", "fd"]);
+const addressKind = enumeration("SocketAddressType", ["inet", "unix", "fd"]);
 
 /** An address as `--nbd-server` takes it: members side by side. */
 export const socketAddress = union(

@@ -1,6 +1,6 @@
 // Objects that a command line written for the reference may name.
 
-import { alternate, array, bool, enumeration, int, str, struct, union } from "./types.ts";
+import { array, bool, enumeration, int, str, struct, union } from "./types.ts";
 
 const eventLoop = { "?aio-max-batch": int, "?thread-pool-min": int, "?thread-pool-max": int } as const;
 
@@ -14,7 +14,6 @@ const iothread = struct("IothreadProperties", "A thread of the reference; this p
 const secret = struct("SecretProperties", "A secret for later use.", {
   "?data": str,
   "?file": str,
-  "?loaded": bool,
   "?format": enumeration("QCryptoSecretFormat", ["raw", "base64"]),
   "?keyid": str,
   "?iv": str,
@@ -46,12 +45,11 @@ const tlsAnon = struct("TlsCredsAnonProperties", "", tlsBase);
 const tlsPsk = struct("TlsCredsPskProperties", "", { ...tlsBase, "?username": str });
 const tlsX509 = struct("TlsCredsX509Properties", "", {
   ...tlsBase,
-  "?loaded": bool,
   "?passwordid": str,
   "?sanity-check": bool,
 });
 
-const cpuList = array(alternate<number | string>("CpuNumber", "", () => [int, str]));
+const authzPolicy = enumeration("QAuthZListPolicy", ["deny", "allow"]);
 
 /** What `object-add` takes. */
 export const objectOptions = union(
@@ -76,8 +74,14 @@ export const objectOptions = union(
   "qom-type",
   {
     "authz-list": struct("AuthZListProperties", "", {
-      "?policy": enumeration("QAuthZListPolicy", ["deny", "allow"]),
-      "?rules": array(struct("QAuthZListRule", "", { match: str, policy: str, "?format": str })),
+      "?policy": authzPolicy,
+      "?rules": array(
+        struct("QAuthZListRule", "", {
+          match: str,
+          policy: authzPolicy,
+          "?format": enumeration("QAuthZListFormat", ["exact", "glob"]),
+        }),
+      ),
     }),
     "authz-simple": struct("AuthZSimpleProperties", "", { identity: str }),
     iothread,
@@ -85,8 +89,8 @@ export const objectOptions = union(
     "pr-manager-helper": struct("PrManagerHelperProperties", "", { path: str }),
     secret,
     "thread-context": struct("ThreadContextProperties", "", {
-      "?cpu-affinity": cpuList,
-      "?node-affinity": cpuList,
+      "?cpu-affinity": array(int),
+      "?node-affinity": array(int),
     }),
     "throttle-group": throttleGroup,
     "tls-creds-anon": tlsAnon,

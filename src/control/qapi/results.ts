@@ -1,5 +1,6 @@
 // What queries return. Only what this program fills in stands here.
 
+import { detectZeroes } from "./block.ts";
 import { exportType } from "./export.ts";
 import { ioStatus, jobStatus, jobType } from "./job.ts";
 import { any, array, bool, int, type QapiType, str, struct } from "./types.ts";
@@ -38,7 +39,7 @@ export const blockDeviceInfo = struct("BlockDeviceInfo", "A node and the image b
   backing_file_depth: int,
   active: bool,
   encrypted: bool,
-  detect_zeroes: str,
+  detect_zeroes: detectZeroes,
   ...throttleMembers,
   image: imageInfo,
   cache: struct("BlockdevCacheInfo", "", { writeback: bool, direct: bool, "no-flush": bool }),
