@@ -2,8 +2,11 @@
 //
 //   started process                       the daemon
 //   spawns it, waits     ------------->   opens everything from the directory in which it was started
-//   exits 0              <-- "ready" --   goes to /, lets go of the terminal
+//   exits 0              <-- "ready" --   serves, without a terminal
 //   or prints and 1      <-- reason  --   exits 1
+//
+// It stays in the directory in which it was started: relative names of images, sockets and the pid file are used again
+// later (an image is reopened for writing, a socket's name is removed), and have to mean the same then.
 //
 // Node cannot fork, so the daemon is the same program again, told by an environment variable where to report.
 
@@ -56,10 +59,9 @@ export const background = {
   say(text: string): void {
     fs.writeSync(REPORT_FD, text);
   },
-  /** Ready: from here on nobody listens, and no directory is held. */
+  /** Ready: from here on nobody listens. */
   ready(): void {
     fs.writeSync(REPORT_FD, READY);
     fs.closeSync(REPORT_FD);
-    process.chdir("/");
   },
 };

@@ -55,7 +55,9 @@ type AddressOptions = SocketBackend["addr"];
 /** The address that QAPI's union means. @throws BlockError in QEMU's words */
 export function toAddress(addr: AddressOptions): SocketAddress {
   if (addr.type === "unix") {
-    if (addr.data.abstract === true) return { kind: "unix", path: `\0${addr.data.path}` };
+    // Node pads such names with NULs, so that clients of the reference would not find them.
+    if (addr.data.abstract === true)
+      throw new BlockError("ENOTSUP", "abstract socket names are not supported");
     return { kind: "unix", path: addr.data.path };
   }
   if (addr.type === "fd") {
