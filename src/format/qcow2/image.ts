@@ -326,6 +326,12 @@ export class Image {
         `L2 table offset 0x${table.toString(16)} unaligned (L1 index: 0x${l1Index.toString(16)})`,
       );
     }
+    // What is missing at the end of a file reads as zeros: here that would be an empty disk where data was.
+    if (offset >= this.file.size) {
+      throw this.damaged(
+        `L2 table at 0x${table.toString(16)} stands past the end of the file: it was truncated`,
+      );
+    }
     return this.file.read(offset, bytes.length, bytes, 0);
   }
 }

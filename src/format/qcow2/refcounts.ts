@@ -107,6 +107,14 @@ export class Refcounts {
     if (block === 0 || block % this.clusterSize !== 0 || !Number.isSafeInteger(block + this.clusterSize)) {
       throw new BlockError("IMAGE_CORRUPT", `Refcount block offset ${block} is not aligned to a cluster`);
     }
-    return this.#file.read(this.sliceOffset(index), this.cache.sliceBytes, bytes, 0);
+    const offset = this.sliceOffset(index);
+    // Zeros from behind the end of the file would say that every cluster is free, those in use too.
+    if (offset >= this.#file.size) {
+      throw new BlockError(
+        "IMAGE_CORRUPT",
+        `Refcount block at offset ${block} stands past the end of the file: the image was truncated`,
+      );
+    }
+    return this.#file.read(offset, this.cache.sliceBytes, bytes, 0);
   }
 }
