@@ -33,7 +33,9 @@ function wrapLine(lines: string[], at: number): void {
   }
 }
 
-/** Whether a line goes on with the paragraph whose lines begin with `prefix`: no item of a list and no tag. */
+/**
+ * Whether a line goes on with the paragraph whose lines begin with `prefix`: no item of a list and no tag.
+ */
 function continuesParagraph(line: string | undefined, prefix: string): boolean {
   if (line === undefined || !line.startsWith(prefix)) return false;
   const words = line.slice(prefix.length);

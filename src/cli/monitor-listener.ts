@@ -1,5 +1,5 @@
-// A monitor's unix socket for any number of people and programs at a time: while one watches a job, others give
-// commands. (A character device, as the daemon's own command line makes them, has one peer at a time.)
+// A monitor's unix socket for any number of people and programs at a time: while one watches a job, others
+// give commands. (A character device, as the daemon's own command line makes them, has one peer at a time.)
 
 import net from "node:net";
 import type { Frontend } from "../control/chardev/chardev.ts";
