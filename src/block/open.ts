@@ -1,7 +1,7 @@
 // Opens nodes from options: the driver, the file below, the backing chain above a base.
 //
-//   1. Nothing is opened that options or a backing link did not name. A backing image's format is stated, by options
-//      or by the link; it is never guessed from content that a guest could have written.
+//   1. Nothing is opened that options or a backing link did not name. A backing image's format is stated, by
+//      options or by the link; it is never guessed from content that a guest could have written.
 //   2. A relative name in a backing link is relative to the folder of the image that holds the link.
 //   3. On an error everything that was opened for the node is closed again.
 
@@ -13,7 +13,9 @@ import type { Driver, DriverHost } from "./driver.ts";
 import type { Graph, NodeUse } from "./graph.ts";
 import { BlockNode } from "./node.ts";
 
-/** Options of one node, in QAPI's spelling and nesting: what `blockdev-add` takes, checked against the schema. */
+/**
+ * Options of one node, in QAPI's spelling and nesting: what `blockdev-add` takes, checked against the schema.
+ */
 export interface NodeOptions {
   readonly driver: string;
   readonly "node-name"?: string;
@@ -56,8 +58,8 @@ export class NodeOpener {
   }
 
   /**
-   * Opens a node with all that is below and behind it, and adds it to the graph. Nobody uses it yet: the caller takes
-   * hold of it at once (`graph.use`), or closes it (`closeUnused`).
+   * Opens a node with all that is below and behind it, and adds it to the graph. Nobody uses it yet: the
+   * caller takes hold of it at once (`graph.use`), or closes it (`closeUnused`).
    */
   open(options: NodeOptions): Promise<BlockNode> {
     return this.#open(options, { readOnly: false, autoReadOnly: false, overlays: [] });

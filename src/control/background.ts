@@ -5,8 +5,9 @@
 //   exits 0              <-- "ready" --   serves, without a terminal
 //   or prints and 1      <-- reason  --   exits 1
 //
-// It stays in the directory in which it was started: relative names of images, sockets and the pid file are used again
-// later (an image is reopened for writing, a socket's name is removed), and have to mean the same then.
+// It stays in the directory in which it was started: relative names of images, sockets and the pid file are
+// used again later (an image is reopened for writing, a socket's name is removed), and have to mean the same
+// then.
 //
 // Node cannot fork, so the daemon is the same program again, told by an environment variable where to report.
 
@@ -23,7 +24,10 @@ export function isBackgroundProcess(environment: NodeJS.ProcessEnv): boolean {
   return environment[MARK] === "1";
 }
 
-/** Starts the daemon with the same arguments; settles to the exit code for this process. `tell` gets the reason. */
+/**
+ * Starts the daemon with the same arguments; settles to the exit code for this process. `tell` gets the
+ * reason.
+ */
 export async function startInBackground(
   script: string,
   args: readonly string[],

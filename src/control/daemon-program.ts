@@ -1,9 +1,12 @@
 // The life of the daemon process: options, ready, until it is asked to end, the end.
 //
-//   1. Options are carried out in order; at the first that fails, what was opened is closed and the exit code is 1.
-//   2. SIGTERM, SIGINT and SIGHUP end it like `quit`: server, jobs, nodes (flushed), then sockets and the pid file.
+//   1. Options are carried out in order; at the first that fails, what was opened is closed and the exit code
+//      is 1.
+//   2. SIGTERM, SIGINT and SIGHUP end it like `quit`: server, jobs, nodes (flushed), then sockets and the pid
+//      file.
 //   3. A second signal does not hurry it: what a guest was told to be on disk has to get there.
 
+import { MessageChannel } from "node:worker_threads";
 import { systemClock } from "../base/clock.ts";
 import { BlockError, errorMessage } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
@@ -84,13 +87,14 @@ async function untilQuit(daemon: Daemon, work: Promise<void>): Promise<void> {
   await staysAlive(Promise.race([work, daemon.quitRequested]));
 }
 
-/** Waits with a timer beside it, so that the process lives on where nothing else is open. */
+/** Waits with a port held open, so that the process lives on where nothing else is open. */
 async function staysAlive(awaited: Promise<void>): Promise<void> {
-  const timer = setInterval(() => {}, 2 ** 30);
+  const { port1 } = new MessageChannel();
+  port1.ref();
   try {
     await awaited;
   } finally {
-    clearInterval(timer);
+    port1.close();
   }
 }
 

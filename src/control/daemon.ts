@@ -1,9 +1,10 @@
 // The daemon: everything that commands work on, and the order in which it ends.
 //
 //   1. Commands, from whatever monitor, change it through its parts; it owns no socket of a monitor itself.
-//   2. It ends once: server and exports, then jobs, then nodes, which flushes them. What goes wrong is logged and told.
-//   3. Commands that are under way when the end begins are waited for, for a while; later ones are refused. So nothing
-//      is opened or started behind the back of the end.
+//   2. It ends once: server and exports, then jobs, then nodes, which flushes them. What goes wrong is logged
+//      and told.
+//   3. Commands that are under way when the end begins are waited for, for a while; later ones are refused.
+//      So nothing is opened or started behind the back of the end.
 
 import type { Clock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
@@ -93,7 +94,9 @@ export class Daemon {
     return this.exports.entries.find((entry) => entry.name === name)?.backend.node;
   }
 
-  /** Members `device` and `node-name` of a command, of which one is given. @throws BlockError in QEMU's words */
+  /**
+   * Members `device` and `node-name` of a command, of which one is given. @throws BlockError in QEMU's words
+   */
   lookUp(device: string | undefined, nodeName: string | undefined): BlockNode {
     const byNode = nodeName === undefined ? undefined : this.graph.find(nodeName);
     const byDevice =
@@ -108,7 +111,9 @@ export class Daemon {
     );
   }
 
-  /** Runs a command that changes or looks at the daemon. @throws BlockError ESHUTDOWN when the end has begun */
+  /**
+   * Runs a command that changes or looks at the daemon. @throws BlockError ESHUTDOWN when the end has begun
+   */
   async during<T>(run: () => Promise<T>): Promise<T> {
     if (this.#shutdown !== undefined) throw new BlockError("ESHUTDOWN", "the daemon is shutting down");
     const running = run();
@@ -120,7 +125,9 @@ export class Daemon {
     }
   }
 
-  /** Ends everything once; later calls wait for the same end. The first error is handed up when all is done. */
+  /**
+   * Ends everything once; later calls wait for the same end. The first error is handed up when all is done.
+   */
   shutDown(): Promise<void> {
     this.#shutdown ??= this.#endAll();
     return this.#shutdown;

@@ -1,8 +1,8 @@
 // The NBD server of the daemon and the exports on it.
 //
 //   1. One server at a time, as in the reference; exports need it and end with it.
-//   2. An export's id and its NBD name are two things: the id is how commands name it ("device"), the name is what
-//      clients ask for.
+//   2. An export's id and its NBD name are two things: the id is how commands name it ("device"), the name is
+//      what clients ask for.
 //   3. BLOCK_EXPORT_DELETED goes out when the last request of the export has ended and its node is let go.
 
 import type { ListenAddress } from "../../nbd/listen.ts";
@@ -80,7 +80,8 @@ export class ExportTable {
     return this.#server?.addresses ?? [];
   }
 
-  // --- server -------------------------------------------------------------------------------------------------
+  // --- server
+  // -------------------------------------------------------------------------------------------------
 
   /** @throws BlockError EINVAL when one is running, EADDRINUSE and what else the host says */
   async startServer(settings: ServerSettings): Promise<void> {
@@ -108,7 +109,9 @@ export class ExportTable {
     }
   }
 
-  /** Ends all connections and exports, newest export first. @throws BlockError EINVAL when there is no server */
+  /**
+   * Ends all connections and exports, newest export first. @throws BlockError EINVAL when there is no server
+   */
   async stopServer(): Promise<void> {
     const server = this.#runningServer();
     this.#server = undefined;
@@ -122,7 +125,8 @@ export class ExportTable {
     return this.#server;
   }
 
-  // --- exports ------------------------------------------------------------------------------------------------
+  // --- exports
+  // ------------------------------------------------------------------------------------------------
 
   /** @throws BlockError EINVAL, EEXIST in QEMU's words */
   checkId(id: string): void {
@@ -147,7 +151,10 @@ export class ExportTable {
     this.#exports.set(id, { id, name, backend, shuttingDown: false });
   }
 
-  /** Done when nothing of the export is left. @throws BlockError NODE_IN_USE in safe mode while clients are there */
+  /**
+   * Done when nothing of the export is left. @throws BlockError NODE_IN_USE in safe mode while clients are
+   * there
+   */
   async remove(id: string, mode: RemovalMode): Promise<void> {
     const entry = this.get(id);
     if (entry.shuttingDown) throw new BlockError("EINVAL", `Export '${id}' is already shutting down`);

@@ -1,4 +1,5 @@
-// The daemon says what the reference says, conversation by conversation. To record anew from an installed reference:
+// The daemon says what the reference says, conversation by conversation. To record anew from an installed
+// reference:
 //   STRATA_RECORD=1 npx vitest run src/control/golden.test.ts       then read the diff before committing it
 
 import { type ChildProcess, spawn } from "node:child_process";

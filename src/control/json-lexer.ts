@@ -1,9 +1,10 @@
 // Splits bytes into JSON tokens, in QEMU's dialect and with its way of recovering from garbage.
 //
-//   1. Bytes may arrive in any pieces; a token is handed on when its last byte is certain. A number or a word is
-//      certain only when the byte after it has arrived.
-//   2. A byte that no token can have gives one ERROR token (what was gathered, with that byte). Then everything is
-//      skipped up to a structural character or a control character, so that a monitor finds its feet again.
+//   1. Bytes may arrive in any pieces; a token is handed on when its last byte is certain. A number or a word
+//      is certain only when the byte after it has arrived.
+//   2. A byte that no token can have gives one ERROR token (what was gathered, with that byte). Then
+//      everything is skipped up to a structural character or a control character, so that a monitor finds its
+//      feet again.
 //   3. Strings are not looked into: the parser decodes them.
 //
 // The text of a token is its bytes as latin1: one character per byte.
@@ -46,7 +47,10 @@ type State = (typeof State)[keyof typeof State];
 const TAB = 0x09;
 const BACKSLASH = 0x5c;
 
-/** What a byte does: lead to another state, complete a token, or (not being part of it) end the token before it. */
+/**
+ * What a byte does: lead to another state, complete a token, or (not being part of it) end the token before
+ * it.
+ */
 type Step = State | TokenKind | "ends before";
 
 export class JsonLexer {
@@ -206,7 +210,10 @@ function kindEndingIn(state: State): TokenKind | undefined {
   return undefined;
 }
 
-/** End of the run from `at` that a string takes as it is: nearly everything of a long string, so it is done at once. */
+/**
+ * End of the run from `at` that a string takes as it is: nearly everything of a long string, so it is done at
+ * once.
+ */
 function plainRun(state: State, text: string, at: number): number {
   if (state !== State.DOUBLE_QUOTED && state !== State.SINGLE_QUOTED) return at;
   const quote = state === State.DOUBLE_QUOTED ? 0x22 : 0x27;

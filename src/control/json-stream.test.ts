@@ -139,12 +139,11 @@ describe("any input", () => {
   });
 
   it("reads what it wrote", () => {
+    const text = fc.string({ unit: "grapheme" });
+    const values = [text, fc.maxSafeInteger(), fc.boolean(), fc.constant(null)];
     fc.assert(
-      fc.property(fc.jsonValue({ maxDepth: 4 }), fc.boolean(), (value, pretty) => {
-        fc.pre(!JSON.stringify(value).match(/[.e-]\d|\\ud[89a-f]|\\ufff[ef]/i));
-        const text = writeJson(value, pretty);
-        fc.pre(!/\\u(FD[DE].|FFF[EF]|D)/.test(text));
-        expect(JSON.parse(JSON.stringify(parseJson(text)))).toEqual(JSON.parse(text));
+      fc.property(fc.anything({ values, key: text, maxDepth: 4 }), fc.boolean(), (value, pretty) => {
+        expect(parseJson(writeJson(value, pretty))).toEqual(value);
       }),
     );
   });

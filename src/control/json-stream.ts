@@ -1,9 +1,11 @@
 // Bytes of a monitor to complete JSON values.
 //
-//   1. A value is handed on when its last bracket has come; a number or word outside brackets when it is complete.
-//   2. What is wrong is handed on as an error in its place in the order; the next value is read as if nothing was.
-//   3. One text has limits (QEMU's): bytes of its tokens, number of tokens, depth. At a limit the text is dropped and an
-//      error told.
+//   1. A value is handed on when its last bracket has come; a number or word outside brackets when it is
+//      complete.
+//   2. What is wrong is handed on as an error in its place in the order; the next value is read as if nothing
+//      was.
+//   3. One text has limits (QEMU's): bytes of its tokens, number of tokens, depth. At a limit the text is
+//      dropped and an error told.
 
 import { BlockError } from "../base/errors.ts";
 import { MiB } from "../base/units.ts";

@@ -1,6 +1,7 @@
 /**
- * A value of QEMU's JSON. Integers are numbers where that is exact and bigints up to 64 bits beyond; what was written
- * with a fraction or an exponent, or does not fit 64 bits, stays as its text. Objects have no prototype.
+ * A value of QEMU's JSON. Integers are numbers where that is exact and bigints up to 64 bits beyond; what was
+ * written with a fraction or an exponent, or does not fit 64 bits, stays as its text. Objects have no
+ * prototype.
  */
 export type JsonValue = null | boolean | number | bigint | string | JsonFloat | JsonValue[] | JsonObject;
 

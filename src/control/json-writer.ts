@@ -3,8 +3,8 @@ import { JsonFloat } from "./json-value.ts";
 const INDENT = "    ";
 
 /**
- * Writes a value as QEMU does: ASCII only, a blank after commas and colons; `pretty` over several lines. Members that
- * are undefined are left out; integers may be numbers or bigints.
+ * Writes a value as QEMU does: ASCII only, a blank after commas and colons; `pretty` over several lines.
+ * Members that are undefined are left out; integers may be numbers or bigints.
  */
 export function writeJson(value: unknown, pretty = false): string {
   return written(value, pretty ? "\n" : undefined);

@@ -114,7 +114,9 @@ function inconsistent(names: string): BlockError {
   return new BlockError("EINVAL", `Parameters '${names}' used inconsistently`);
 }
 
-/** Makes lists of the objects whose members are all numbers. `prefix` is the name of `value`, with its dot. */
+/**
+ * Makes lists of the objects whose members are all numbers. `prefix` is the name of `value`, with its dot.
+ */
 function listified(value: JsonObject, prefix: string): JsonValue {
   const names = Object.keys(value);
   for (const name of names) {

@@ -1,7 +1,9 @@
 import pino from "pino";
 import type { Logger } from "../base/logger.ts";
 
-/** The log of the programs: one line each on standard error; warnings and errors, unless more is asked for. */
+/**
+ * The log of the programs: one line each on standard error; warnings and errors, unless more is asked for.
+ */
 export function createLogger(verbose: boolean): Logger {
   const log = pino({ level: verbose ? "debug" : "warn" }, pino.destination({ dest: 2, sync: true }));
   return {

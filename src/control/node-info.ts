@@ -15,8 +15,8 @@ export function nodeInfos(graph: Graph, held: MonitorNodes, flat: boolean): Memb
 }
 
 /**
- * Newest first. A node that was opened with others below it is older than its backing images and newer than its file:
- * that is the order in which the reference names them.
+ * Newest first. A node that was opened with others below it is older than its backing images and newer than
+ * its file: that is the order in which the reference names them.
  */
 export function inListingOrder(graph: Graph, held: MonitorNodes): BlockNode[] {
   const listed = new Set<BlockNode>();

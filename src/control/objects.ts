@@ -1,5 +1,5 @@
-// Objects of --object and object-add. They are kept by id and mean nothing here: the event loop needs no iothread.
-// What would change what a client gets (TLS credentials) is refused where it is used.
+// Objects of --object and object-add. They are kept by id and mean nothing here: the event loop needs no
+// iothread. What would change what a client gets (TLS credentials) is refused where it is used.
 
 import { BlockError } from "../base/errors.ts";
 import { isIdentifier } from "./identifiers.ts";

@@ -8,7 +8,10 @@ export const qmpCapabilitiesData = struct("QmpCapabilitiesArguments", "", {
   "?enable": array(enumeration("QMPCapability", ["oob"])),
 });
 
-/** Ends the negotiation. @throws BlockError in QEMU's words for anything else, and for capabilities that we lack */
+/**
+ * Ends the negotiation. @throws BlockError in QEMU's words for anything else, and for capabilities that we
+ * lack
+ */
 export function qmpCapabilities(request: Request): void {
   if (request.execute !== "qmp_capabilities") {
     throw new BlockError("COMMAND_NOT_FOUND", "Expecting capabilities negotiation with 'qmp_capabilities'");

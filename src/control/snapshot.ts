@@ -1,9 +1,9 @@
 // Live snapshots: an image goes on top of a node, and whoever used the node uses the image from then on.
 //
-//   1. All snapshots of one transaction are planned first: checked, their images made and opened. An error there leaves
-//      the graph as it was; images that were made stay on disk, as in the reference.
-//   2. Then all their nodes are drained and flushed together, and only then does the first one get its overlay: the
-//      snapshots are of one moment, and an error of the host comes before anything has changed.
+//   1. All snapshots of one transaction are planned first: checked, their images made and opened. An error
+//      there leaves the graph as it was; images that were made stay on disk, as in the reference.
+//   2. Then all their nodes are drained and flushed together, and only then does the first one get its
+//      overlay: the snapshots are of one moment, and an error of the host comes before anything has changed.
 //   3. An overlay that was made here belongs to the monitor afterwards: it stays when nobody uses it.
 
 import path from "node:path";

@@ -5,5 +5,6 @@ import { fileURLToPath } from "node:url";
 import { runDaemonProgram } from "./daemon-program.ts";
 
 process.exitCode = await runDaemonProgram(process.argv.slice(2), fileURLToPath(import.meta.url));
-// Whatever of the host is still open (a terminal, a peer that does not read) does not keep a daemon that has ended.
+// Whatever of the host is still open (a terminal, a peer that does not read) does not keep a daemon that has
+// ended.
 process.exit();

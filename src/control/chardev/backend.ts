@@ -12,7 +12,10 @@ import { FileChardev, NullChardev, StdioChardev } from "./stream-chardevs.ts";
 export type ChardevBackend = Infer<typeof chardevBackend>;
 type SocketBackend = Extract<ChardevBackend, { type: "socket" }>["data"];
 
-/** Opens the device; a server that is to wait for its first peer is waited for. @throws BlockError in QEMU's words */
+/**
+ * Opens the device; a server that is to wait for its first peer is waited for. @throws BlockError in QEMU's
+ * words
+ */
 export async function openChardev(id: string, backend: ChardevBackend, clock: Clock): Promise<Chardev> {
   switch (backend.type) {
     case "socket":

@@ -1,4 +1,5 @@
-// --chardev, whose syntax is older than key=value: a name alone means on, "noname" means off, nothing is nested.
+// --chardev, whose syntax is older than key=value: a name alone means on, "noname" means off, nothing is
+// nested.
 //
 //   socket,id=mon,path=/run/qmp.sock,server=on,wait=off      socket,id=mon,path=/run/qmp.sock,server,nowait
 

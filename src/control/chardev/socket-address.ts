@@ -44,7 +44,9 @@ function unixError(path: string, error: unknown): unknown {
   return isMissing ? { errno: -constants.errno.ENOENT } : error;
 }
 
-/** Removes the name of a unix socket at which nobody listens: it is left over from a server that was killed. */
+/**
+ * Removes the name of a unix socket at which nobody listens: it is left over from a server that was killed.
+ */
 export async function removeStale(address: SocketAddress): Promise<void> {
   if (address.kind !== "unix") return;
   const { path } = address;

@@ -1,6 +1,7 @@
 // A chardev on a unix or TCP socket, as server or as client.
 //
-//   1. One peer at a time. Others that connect to a server wait their turn, up to a number; more are hung up on.
+//   1. One peer at a time. Others that connect to a server wait their turn, up to a number; more are hung up
+//      on.
 //   2. A client whose server goes away tries again where `reconnect` says so; otherwise it stays closed.
 
 import net from "node:net";
@@ -101,7 +102,8 @@ export class SocketChardev implements Chardev {
     socket.destroy();
   }
 
-  // --- server -------------------------------------------------------------------------------------------------
+  // --- server
+  // -------------------------------------------------------------------------------------------------
 
   async #listen(): Promise<void> {
     const { address } = this.#settings;
@@ -153,7 +155,8 @@ export class SocketChardev implements Chardev {
     else this.#retryLater();
   }
 
-  // --- client -------------------------------------------------------------------------------------------------
+  // --- client
+  // -------------------------------------------------------------------------------------------------
 
   async #connectFirst(): Promise<void> {
     try {

@@ -1,4 +1,5 @@
-// Verbs and queries of jobs, in both of QEMU's spellings: job-* for all jobs, block-job-* for those that have a disk.
+// Verbs and queries of jobs, in both of QEMU's spellings: job-* for all jobs, block-job-* for those that have
+// a disk.
 
 import { BlockError } from "../../base/errors.ts";
 import type { Job } from "../../job/job.ts";

@@ -1,7 +1,7 @@
 // The commands of the human monitor: what they take, what they say, which QMP commands they make.
 //
-// An image may be named as device, node or file everywhere (names.ts). A job may be named by its id, or by the image
-// that it works on.
+// An image may be named as device, node or file everywhere (names.ts). A job may be named by its id, or by
+// the image that it works on.
 
 import { BlockError } from "../../base/errors.ts";
 import { isNodeName } from "../../block/graph.ts";
@@ -28,7 +28,8 @@ function word(values: ArgumentValues, name: string): string {
   return values.get(name) as string;
 }
 
-// --- merging and snapshots ------------------------------------------------------------------------------------
+// --- merging and snapshots
+// ------------------------------------------------------------------------------------
 
 async function blockStream(target: HmpTarget, values: ArgumentValues): Promise<string> {
   const name = word(values, "device");
@@ -73,7 +74,8 @@ function newNodeName(target: HmpTarget, file: string): string {
   }
 }
 
-// --- jobs -----------------------------------------------------------------------------------------------------
+// --- jobs
+// -----------------------------------------------------------------------------------------------------
 
 async function jobNamed(target: HmpTarget, name: string): Promise<string> {
   const jobs = (await target.execute("query-block-jobs", {})) as { device: string }[];
@@ -107,7 +109,8 @@ async function cancel(target: HmpTarget, values: ArgumentValues): Promise<string
   return "";
 }
 
-// --- the table ------------------------------------------------------------------------------------------------
+// --- the table
+// ------------------------------------------------------------------------------------------------
 
 const INFO: Readonly<Record<string, { help: string; show(target: HmpTarget): Promise<string> | string }>> = {
   block: { help: "the devices that are served, and their chains", show: infoBlock },

@@ -1,7 +1,8 @@
 import { BlockError } from "../../base/errors.ts";
 
 /**
- * Splits a line into words at blanks. A word in double quotes may hold blanks and the escapes \n \r \t \\ \" \'.
+ * Splits a line into words at blanks. A word in double quotes may hold blanks and the escapes \n \r \t \\ \"
+ * \'.
  * @throws BlockError EINVAL at a quote that does not end
  */
 export function splitLine(line: string): string[] {

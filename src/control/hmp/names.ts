@@ -2,7 +2,8 @@
 //
 //   device name   virtio0, or the id of the export            what the node is served as
 //   node name     node-D
-//   file name     /images/D.qcow2, D.qcow2 as an overlay's link has it, D.qcow2 in the folder of another image of ours,
+//   file name     /images/D.qcow2, D.qcow2 as an overlay's link has it, D.qcow2 in the folder of another
+//   image of ours,
 //                 or the last part of the path where only one image has it
 //
 // A name that fits two images by the same rule is refused, with both of them.

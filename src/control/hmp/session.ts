@@ -2,7 +2,8 @@
 //
 //   1. Lines run one after the other; a prompt follows when a line is done.
 //   2. A line is bounded; what is longer is refused, and its rest is skipped.
-//   3. Who feeds it reads no further bytes before `idle`, so that a flood of lines waits in the socket, not in here.
+//   3. Who feeds it reads no further bytes before `idle`, so that a flood of lines waits in the socket, not
+//      in here.
 //   4. No error leaves here: it is shown, and the next line is read.
 
 import { StringDecoder } from "node:string_decoder";

@@ -1,5 +1,6 @@
-// What query-qmp-schema returns: every command and event, and the types that they use, in QAPI's introspection form.
-// As there, types of the schema have meaningless names (numbers), so that clients look at members and not at names.
+// What query-qmp-schema returns: every command and event, and the types that they use, in QAPI's
+// introspection form. As there, types of the schema have meaningless names (numbers), so that clients look at
+// members and not at names.
 
 import type { EventType } from "./events.ts";
 import type { AlternateType, ArrayType, EnumType, Member, QapiType, StructType, UnionType } from "./types.ts";

@@ -1,7 +1,7 @@
 // The schema language: QAPI's kinds of types, as values that carry the TypeScript type of what they describe.
 //
-//   struct("BlockdevOptionsFile", "A file of the host.", { filename: str, "?aio": aioEnum })   "?" marks optional
-//   union("BlockdevOptions", "...", base, "driver", { file: fileOptions, raw: rawOptions })
+//   struct("BlockdevOptionsFile", "A file of the host.", { filename: str, "?aio": aioEnum })   "?" marks
+//   optional union("BlockdevOptions", "...", base, "driver", { file: fileOptions, raw: rawOptions })
 //   alternate("BlockdevRef", "...", { definition: options, reference: str })
 //
 // `Infer<typeof type>` is the type of a value that the visitor has let through.
@@ -57,7 +57,10 @@ export function array<V>(element: QapiType<V>): ArrayType<V> {
   return { kind: "array", name: `[${element.name}]`, element };
 }
 
-/** Members by name; an optional one has "?" before its name. A function stands for a type that is defined later. */
+/**
+ * Members by name; an optional one has "?" before its name. A function stands for a type that is defined
+ * later.
+ */
 export type Members = Readonly<Record<string, QapiType | (() => QapiType)>>;
 
 type MemberValue<T> = T extends () => infer R ? Infer<R> : Infer<T>;

@@ -1,7 +1,9 @@
 // Lets a value through that fits its type, with QAPI's words for what does not.
 //
-//   1. Two forms: JSON, where every value has its own type, and key=value, where strings stand for every type.
-//   2. Members are looked at in the order of the schema; what is left over is an error at the end of each object.
+//   1. Two forms: JSON, where every value has its own type, and key=value, where strings stand for every
+//      type.
+//   2. Members are looked at in the order of the schema; what is left over is an error at the end of each
+//      object.
 //   3. Names in errors are whole ("actions[0].data.overlay"), except where QAPI gives only the last part.
 
 import { BlockError } from "../../base/errors.ts";
@@ -175,7 +177,8 @@ function expects(place: Place, what: string): BlockError {
   return new BlockError("EINVAL", `Parameter '${place.full}' expects ${what}`);
 }
 
-// --- integers ---------------------------------------------------------------------------------------------------
+// --- integers
+// ---------------------------------------------------------------------------------------------------
 
 const RANGES: Readonly<Record<string, readonly [bigint, bigint]>> = {
   int: [-(2n ** 63n), 2n ** 63n - 1n],
@@ -220,7 +223,8 @@ function sizeFromString(text: string, place: Place): number {
   return bytes;
 }
 
-// --- strings ----------------------------------------------------------------------------------------------------
+// --- strings
+// ----------------------------------------------------------------------------------------------------
 
 function stringOf(value: JsonValue, place: Place): string {
   if (typeof value === "string") return value;
@@ -236,7 +240,8 @@ function boolFromString(text: string, place: Place): boolean {
   throw expects(place, "'on' or 'off'");
 }
 
-// --- alternates -------------------------------------------------------------------------------------------------
+// --- alternates
+// -------------------------------------------------------------------------------------------------
 
 function jsonKind(value: JsonValue): string {
   if (value === null) return "null";

@@ -1,12 +1,15 @@
-// Golden conversations: what a monitor says, word for word, recorded from the reference and replayed against ours.
+// Golden conversations: what a monitor says, word for word, recorded from the reference and replayed against
+// ours.
 //
 //   # ...                      a comment; kept
 //   @raw NAME SIZE [data]      a raw file, sparse or patterned
 //   @qcow2 NAME SIZE [BACKING [FORMAT]] [data]
-//   > TEXT                     sent to the monitor as it is; the lines up to the next one are what came back up to its reply
+//   > TEXT                     sent to the monitor as it is; the lines up to the next one are what came back
+//   up to its reply
 //   @wait EVENT [KEY=VALUE]    reads on until this event, which stands last below
 //   < JSON                     a message of the reference
-//   <! JSON                    what ours says instead of the message above, on purpose; a comment says why. Kept.
+//   <! JSON                    what ours says instead of the message above, on purpose; a comment says why.
+//   Kept.
 //
 // $DIR stands for the directory of the test. Timestamps are checked and left out.
 
@@ -107,7 +110,9 @@ export function startArguments(conversation: string, directory: string): string[
     .flatMap((line) => line.slice(7).replaceAll("$DIR", directory).split(" "));
 }
 
-/** Holds the conversation with the monitor at `socketPath`; gives it back with the messages that really came. */
+/**
+ * Holds the conversation with the monitor at `socketPath`; gives it back with the messages that really came.
+ */
 export async function converse(conversation: string, socketPath: string, directory: string): Promise<string> {
   const client = new MonitorClient(socketPath);
   const out: string[] = [];
@@ -138,7 +143,10 @@ export async function converse(conversation: string, socketPath: string, directo
   return out.join("\n");
 }
 
-/** How long a message may take before the conversation goes on without it: only a failing test ever waits for it. */
+/**
+ * How long a message may take before the conversation goes on without it: only a failing test ever waits for
+ * it.
+ */
 function patience(): Promise<undefined> {
   return new Promise((resolve) => setTimeout(() => resolve(undefined), 5000).unref());
 }
@@ -157,7 +165,10 @@ function written(message: Message, directory: string): string {
     .replace(/#block\d+/g, "#block");
 }
 
-/** The reference describes a chain that was put together by hand as "json:{...}"; its last file is the image itself. */
+/**
+ * The reference describes a chain that was put together by hand as "json:{...}"; its last file is the image
+ * itself.
+ */
 function plainName(text: string): string {
   return text.startsWith("json:") ? (/.*"filename": "([^"]*)"/.exec(text)?.[1] ?? text) : text;
 }
@@ -165,7 +176,8 @@ function plainName(text: string): string {
 function plainNumber(key: string, value: number, holder: Message): number {
   // The length of a host file depends on what an image's writer allocates first.
   if (HOST_MEMBERS.has(key) || (key === "virtual-size" && holder["format"] === "file")) return 0;
-  // How far a job has come depends on the moment, and ours counts only what it really copies: all of it, or not all.
+  // How far a job has come depends on the moment, and ours counts only what it really copies: all of it, or
+  // not all.
   const { offset, len, "current-progress": current, "total-progress": total } = holder;
   if (key === "offset" || key === "len") return offset === len ? 1 : 0;
   if (key === "current-progress" || key === "total-progress") return current === total ? 1 : 0;
@@ -173,8 +185,8 @@ function plainNumber(key: string, value: number, holder: Message): number {
 }
 
 /**
- * Members in order of the alphabet: the reference gives them in the order of its hash table. Of a backing link, its
- * last part: the reference tells the path that it would write, ours the link as it stands.
+ * Members in order of the alphabet: the reference gives them in the order of its hash table. Of a backing
+ * link, its last part: the reference tells the path that it would write, ours the link as it stands.
  */
 function canonical(value: unknown): unknown {
   if (typeof value === "string") return plainName(value);
@@ -202,7 +214,8 @@ function checkTimestamp(timestamp: unknown): void {
   }
 }
 
-// --- comparing --------------------------------------------------------------------------------------------------
+// --- comparing
+// --------------------------------------------------------------------------------------------------
 
 /** One command and what came back, in a form in which two programs can be compared. */
 export interface Section {
@@ -213,8 +226,8 @@ export interface Section {
 }
 
 /**
- * The conversation by commands. Where the reply stands among the events is up to the moment; the order of the events is
- * not. `own` takes the `<!` lines in place of what the reference says.
+ * The conversation by commands. Where the reply stands among the events is up to the moment; the order of the
+ * events is not. `own` takes the `<!` lines in place of what the reference says.
  */
 export function sections(conversation: string, own: boolean): Section[] {
   const result: Section[] = [];

@@ -1,5 +1,6 @@
 // Image files for tests of this layer, made without any tool: sparse or patterned raw files and qcow2 images.
-// The qcow2 header is built by field from the specification, so that a test does not trust the code under test.
+// The qcow2 header is built by field from the specification, so that a test does not trust the code under
+// test.
 
 import { writeFileSync } from "node:fs";
 
@@ -14,8 +15,8 @@ export function makeRawImage(path: string, bytes: number, patterned: boolean): v
 }
 
 /**
- * Writes a qcow2 version 3 image of `bytes` bytes, with a backing link if one is given. It holds no data, or (with
- * `patterned`, up to 512 MiB) data in every cluster.
+ * Writes a qcow2 version 3 image of `bytes` bytes, with a backing link if one is given. It holds no data, or
+ * (with `patterned`, up to 512 MiB) data in every cluster.
  */
 export function makeQcow2Image(
   path: string,
