@@ -13,10 +13,11 @@ import {
 import { type Clock, systemClock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
 import { type Logger, silentLogger } from "../base/logger.ts";
+import { systemCalls } from "./choose-calls.ts";
 import { Descriptor } from "./descriptor.ts";
 import { DiskFile } from "./disk-file.ts";
 import { Errno, fsError, hostError } from "./host-error.ts";
-import { SeekFrom, type SystemCalls, systemCalls } from "./system-calls.ts";
+import { SeekFrom, type SystemCalls } from "./system-calls.ts";
 
 export interface OpenOptions {
   /** Opened for reading and writing; otherwise for reading only. */

@@ -18,7 +18,7 @@ afterEach(() => void vi.unstubAllEnvs());
 
 it("goes without foreign calls where it is told to, and says so once", async () => {
   vi.stubEnv("STRATA_NO_FFI", "1");
-  const { systemCalls } = await import("./system-calls.ts");
+  const { systemCalls } = await import("./choose-calls.ts");
   const { logger, warnings } = recordingLogger();
   expect(systemCalls(logger).complete).toBe(false);
   expect(systemCalls(logger).complete).toBe(false);
@@ -27,7 +27,7 @@ it("goes without foreign calls where it is told to, and says so once", async () 
 
 it.skipIf(LIBC === undefined)("uses the C library otherwise, without a word", async () => {
   vi.stubEnv("STRATA_NO_FFI", "");
-  const { systemCalls } = await import("./system-calls.ts");
+  const { systemCalls } = await import("./choose-calls.ts");
   const { logger, warnings } = recordingLogger();
   expect(systemCalls(logger).complete).toBe(true);
   expect(warnings).toEqual([]);
