@@ -1,13 +1,19 @@
 // The daemon as a process: in the background, with its pid file, its signals, and sockets that it connects to
 // itself.
 
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, symlinkSync } from "node:fs";
 import { createConnection, createServer, type Socket } from "node:net";
 import path from "node:path";
 import { expect, it, onTestFinished } from "vitest";
 import { KiB, MiB } from "../src/base/units.ts";
 import { Chain, checkClean, compareImages } from "./harness/chain.ts";
-import { DAEMON_COMMAND, IS_REFERENCE, nbdServerArguments, startDaemon } from "./harness/daemon.ts";
+import {
+  DAEMON_COMMAND,
+  DAEMON_SCRIPT,
+  IS_REFERENCE,
+  nbdServerArguments,
+  startDaemon,
+} from "./harness/daemon.ts";
 import { HmpClient } from "./harness/hmp-client.ts";
 import { within } from "./harness/patience.ts";
 import { QmpClient } from "./harness/qmp-client.ts";
@@ -25,6 +31,12 @@ async function listen(socketPath: string): Promise<{ connection: Promise<Socket>
   });
   return { connection };
 }
+
+it("runs from a checkout by its script, from any directory and through a link", async () => {
+  const link = path.join(scratchDirectory(), "qemu-storage-daemon");
+  symlinkSync(DAEMON_SCRIPT, link);
+  expect(await run(link, "--version")).toMatch(/^strata-storage-daemon version \d+\.\d+\.\d+/);
+});
 
 it("--daemonize: the parent ends when everything is ready; the pid file tells who serves", async () => {
   const directory = scratchDirectory();

@@ -6,7 +6,7 @@
 //      words.
 //   3. STRATA_TEST_DAEMON names another program with the same command line, such as the reference itself.
 
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { createServer, type Socket } from "node:net";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -19,10 +19,18 @@ import { runAnyhow } from "./tool.ts";
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const CHECKOUT = path.resolve(HERE, "../..");
 
-/** Program and leading arguments. */
-export const DAEMON_COMMAND: readonly string[] = (
-  process.env["STRATA_TEST_DAEMON"] ?? path.join(CHECKOUT, "scripts/strata-storage-daemon")
-).split(" ");
+/** The daemon's program as run from a checkout. */
+export const DAEMON_SCRIPT = path.join(CHECKOUT, "scripts/strata-storage-daemon");
+
+/** Program and leading arguments. The script would look for changed sources at each start; once is enough here. */
+export const DAEMON_COMMAND: readonly string[] = daemonCommand();
+
+function daemonCommand(): string[] {
+  const other = process.env["STRATA_TEST_DAEMON"];
+  if (other !== undefined) return other.split(" ");
+  execFileSync(path.join(CHECKOUT, "scripts/build"), { stdio: ["ignore", "inherit", "inherit"] });
+  return [process.execPath, path.join(CHECKOUT, "dist/src/control/strata-storage-daemon.js")];
+}
 
 /** Whether the reference is being tested: it has no HMP monitor, and some faults that ours must not have. */
 export const IS_REFERENCE = path.basename(DAEMON_COMMAND[0]!) === "qemu-storage-daemon";
