@@ -82,7 +82,12 @@ async function serve(disk: string, flags: ServeFlags, context: CommandContext): 
     logger: warningsOnly(context),
   });
   const listeners: MonitorListener[] = [];
-  const forget = context.onInterrupt(() => daemon.quit());
+  // A second Ctrl-C does not hurry the end: what a guest was told to be on disk has to get there.
+  const end = () => {
+    daemon.quit();
+    forget = context.onInterrupt(end);
+  };
+  let forget = context.onInterrupt(end);
   try {
     const exportName = flags.name ?? flags.device;
     await start(daemon, {
