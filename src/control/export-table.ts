@@ -80,8 +80,7 @@ export class ExportTable {
     return this.#server?.addresses ?? [];
   }
 
-  // --- server
-  // -------------------------------------------------------------------------------------------------
+  // --- server ----------------------------------------------------------------------------------------------
 
   /** @throws BlockError EINVAL when one is running, EADDRINUSE and what else the host says */
   async startServer(settings: ServerSettings): Promise<void> {
@@ -125,8 +124,7 @@ export class ExportTable {
     return this.#server;
   }
 
-  // --- exports
-  // ------------------------------------------------------------------------------------------------
+  // --- exports ---------------------------------------------------------------------------------------------
 
   /** @throws BlockError EINVAL, EEXIST in QEMU's words */
   checkId(id: string): void {

@@ -102,8 +102,7 @@ export class SocketChardev implements Chardev {
     socket.destroy();
   }
 
-  // --- server
-  // -------------------------------------------------------------------------------------------------
+  // --- server ----------------------------------------------------------------------------------------------
 
   async #listen(): Promise<void> {
     const { address } = this.#settings;
@@ -155,8 +154,7 @@ export class SocketChardev implements Chardev {
     else this.#retryLater();
   }
 
-  // --- client
-  // -------------------------------------------------------------------------------------------------
+  // --- client ----------------------------------------------------------------------------------------------
 
   async #connectFirst(): Promise<void> {
     try {

@@ -28,8 +28,7 @@ function word(values: ArgumentValues, name: string): string {
   return values.get(name) as string;
 }
 
-// --- merging and snapshots
-// ------------------------------------------------------------------------------------
+// --- merging and snapshots ---------------------------------------------------------------------------------
 
 async function blockStream(target: HmpTarget, values: ArgumentValues): Promise<string> {
   const name = word(values, "device");
@@ -74,8 +73,7 @@ function newNodeName(target: HmpTarget, file: string): string {
   }
 }
 
-// --- jobs
-// -----------------------------------------------------------------------------------------------------
+// --- jobs --------------------------------------------------------------------------------------------------
 
 async function jobNamed(target: HmpTarget, name: string): Promise<string> {
   const jobs = (await target.execute("query-block-jobs", {})) as { device: string }[];
@@ -109,8 +107,7 @@ async function cancel(target: HmpTarget, values: ArgumentValues): Promise<string
   return "";
 }
 
-// --- the table
-// ------------------------------------------------------------------------------------------------
+// --- the table ---------------------------------------------------------------------------------------------
 
 const INFO: Readonly<Record<string, { help: string; show(target: HmpTarget): Promise<string> | string }>> = {
   block: { help: "the devices that are served, and their chains", show: infoBlock },

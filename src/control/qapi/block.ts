@@ -112,8 +112,7 @@ export const blockdevOptions: UnionType<NodeOptions> = union(
   { file: fileOptions, qcow2: qcow2Options, raw: rawOptions },
 ) as UnionType<NodeOptions>;
 
-// --- creation
-// ---------------------------------------------------------------------------------------------------
+// --- creation ----------------------------------------------------------------------------------------------
 
 const preallocMode = enumeration("PreallocMode", ["off", "metadata", "falloc", "full"]);
 

@@ -177,8 +177,7 @@ function expects(place: Place, what: string): BlockError {
   return new BlockError("EINVAL", `Parameter '${place.full}' expects ${what}`);
 }
 
-// --- integers
-// ---------------------------------------------------------------------------------------------------
+// --- integers ----------------------------------------------------------------------------------------------
 
 const RANGES: Readonly<Record<string, readonly [bigint, bigint]>> = {
   int: [-(2n ** 63n), 2n ** 63n - 1n],
@@ -223,8 +222,7 @@ function sizeFromString(text: string, place: Place): number {
   return bytes;
 }
 
-// --- strings
-// ----------------------------------------------------------------------------------------------------
+// --- strings -----------------------------------------------------------------------------------------------
 
 function stringOf(value: JsonValue, place: Place): string {
   if (typeof value === "string") return value;
@@ -240,8 +238,7 @@ function boolFromString(text: string, place: Place): boolean {
   throw expects(place, "'on' or 'off'");
 }
 
-// --- alternates
-// -------------------------------------------------------------------------------------------------
+// --- alternates --------------------------------------------------------------------------------------------
 
 function jsonKind(value: JsonValue): string {
   if (value === null) return "null";

@@ -214,8 +214,7 @@ function checkTimestamp(timestamp: unknown): void {
   }
 }
 
-// --- comparing
-// --------------------------------------------------------------------------------------------------
+// --- comparing ---------------------------------------------------------------------------------------------
 
 /** One command and what came back, in a form in which two programs can be compared. */
 export interface Section {
