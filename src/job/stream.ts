@@ -190,6 +190,8 @@ export class StreamJob extends Job {
     } finally {
       await Promise.all(pending);
     }
+    // What the guest wrote in the meantime did not have to be copied.
+    this.length = this.offset;
     if (this.#ignored !== undefined) {
       throw new BlockError(errorCode(this.#ignored), errorWords(this.#ignored), this.#ignored);
     }
@@ -326,7 +328,7 @@ export class StreamJob extends Job {
   // --- the commit point ---------------------------------------------------------------------------------------
 
   protected override prepare(): Promise<void> {
-    if (this.#merged.length === 0) return Promise.resolve();
+    if (this.hasNothingToDo && this.#backingFile === undefined) return Promise.resolve();
     return this.#graph.exclusively(() => this.#dropMerged());
   }
 
@@ -335,40 +337,12 @@ export class StreamJob extends Job {
     await top.quiesce();
     try {
       const base = this.#baseNow();
-      await this.#writeLink();
-      await this.#graph.replaceBacking(top, base);
+      const link = base && (this.#backingFile ?? this.#linkTo(base));
+      await top.driver.changeBackingLink!(link, base?.driverName);
+      if (base !== top.backing) await this.#graph.replaceBacking(top, base);
     } finally {
       top.resume();
     }
-  }
-
-  async #writeLink(): Promise<void> {
-    const { driver } = this.#top;
-    const before = driver.details();
-    const { file, format } = this.#linkNow();
-    try {
-      await driver.changeBackingLink!(file, format);
-    } catch (error) {
-      // It may be on disk or not. The old one is written again: nobody shall remove an image that is still linked.
-      await driver.changeBackingLink!(before.backingFile, before.backingFormat).catch(() => {
-        throw new BlockError(
-          errorCode(error),
-          `the backing link of '${this.#top.filename}' could not be written (${errorWords(error)}), nor the old one ` +
-            "again: keep all images of the chain until a later stream succeeds",
-          error,
-        );
-      });
-      throw error;
-    }
-  }
-
-  /** The backing link of top when the merge is done; none where everything is copied. */
-  #linkNow(): { file: string | undefined; format: string | undefined } {
-    const base = this.#baseNow();
-    if (base === undefined) return { file: undefined, format: undefined };
-    // A host file that is an image itself is raw to whoever opens the link.
-    const format = base.driver.growable ? "raw" : base.driverName;
-    return { file: this.#backingFile ?? this.#linkTo(base), format };
   }
 
   /** Base's name as top's header should have it: relative to top's folder where the old link was relative too. */

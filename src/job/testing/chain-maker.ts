@@ -9,20 +9,29 @@ import type { NodeOptions } from "../../block/open.ts";
 import type { CreateOptions } from "../../format/qcow2/create.ts";
 import type { MemoryHost } from "./memory-host.ts";
 
-const FOLDER = "/disks";
+export interface ChainOptions {
+  /** Where the files stand; absolute names in links begin with it. */
+  readonly folder?: string;
+  /** Sizes that are no multiple of 512. Default true. */
+  readonly oddSizes?: boolean;
+}
 
 export class Chain {
   readonly #host: MemoryHost;
   readonly #prng: Prng;
+  readonly #folder: string;
+  readonly #oddSizes: boolean;
   /** Path of the image that the guest writes. */
   top = "";
   #size = 0;
   #overlays = 0;
   #unit = 512;
 
-  constructor(host: MemoryHost, prng: Prng) {
+  constructor(host: MemoryHost, prng: Prng, options: ChainOptions = {}) {
     this.#host = host;
     this.#prng = prng;
+    this.#folder = options.folder ?? "/disks";
+    this.#oddSizes = options.oddSizes ?? true;
   }
 
   /** Makes the images, with something in each, and tells what the topmost shows. */
@@ -33,7 +42,7 @@ export class Chain {
     let seen: Buffer = Buffer.alloc(0);
     for (let layer = 0; layer < depth; layer++) {
       const raw = layer === 0 && prng.chance(0.4);
-      const name = `${FOLDER}/${"ABCDE"[layer]}.${raw ? "raw" : "qcow2"}`;
+      const name = `${this.#folder}/${"ABCDE"[layer]}.${raw ? "raw" : "qcow2"}`;
       const size = this.#randomSize();
       if (raw) this.#host.createRaw(name, this.#scribbled(Buffer.alloc(size)));
       else await this.#createLayer(name, size);
@@ -46,7 +55,7 @@ export class Chain {
 
   /** Makes an empty image whose link names `backing`. */
   async makeOverlay(backing: string, size: number): Promise<string> {
-    const name = `${FOLDER}/S${this.#overlays++}.qcow2`;
+    const name = `${this.#folder}/S${this.#overlays++}.qcow2`;
     const whole = Math.ceil(size / 512) * 512;
     await this.#host.createQcow2(name, this.#createOptions(whole, backing), whole - size);
     return name;
@@ -74,7 +83,8 @@ export class Chain {
 
   #randomSize(): number {
     const whole = this.#prng.between(1, this.#unit > 4096 ? 4 : 24) * this.#unit;
-    return whole + this.#prng.pick([0, 0, 1, 511, 512, 513, this.#unit - 1]);
+    const rest = this.#prng.pick([0, 0, 1, 511, 512, 513, this.#unit - 1]);
+    return whole + (this.#oddSizes ? rest : rest - (rest % 512));
   }
 
   async #createLayer(name: string, size: number): Promise<void> {

@@ -5,6 +5,8 @@
 //   3. A discard leaves the old bytes or zeros.
 //   4. What was seen once stays so until somebody writes: snapshots and merges change nothing.
 
+import { isZero } from "../../base/bytes.ts";
+
 const Doubt = { NONE: 0, ANYTHING: 1, OLD_OR_ZERO: 2 } as const;
 
 /** A request that is under way. */
@@ -29,12 +31,12 @@ export class ModelRequest {
 
 export class DiskModel {
   readonly content: Buffer;
-  readonly #doubt: Uint8Array;
+  readonly #doubt: Buffer;
   readonly #underWay = new Set<ModelRequest>();
 
   constructor(content: Buffer) {
     this.content = Buffer.from(content);
-    this.#doubt = new Uint8Array(content.length);
+    this.#doubt = Buffer.alloc(content.length);
   }
 
   begin(offset: number, bytes: number, writes: boolean): ModelRequest {
@@ -53,11 +55,13 @@ export class DiskModel {
   /** The range holds `written` now; zeros where that is undefined. */
   wrote(request: ModelRequest, written: Buffer | undefined): void {
     this.#underWay.delete(request);
-    for (let i = 0; i < request.bytes; i++) {
-      const at = request.offset + i;
-      this.content[at] = written === undefined ? 0 : written[i]!;
-      this.#doubt[at] = request.contested?.[i] === 1 ? Doubt.ANYTHING : Doubt.NONE;
-    }
+    const { offset, bytes, contested } = request;
+    if (written === undefined) this.content.fill(0, offset, offset + bytes);
+    else written.copy(this.content, offset);
+    this.#doubt.fill(Doubt.NONE, offset, offset + bytes);
+    contested?.forEach((flag, i) => {
+      if (flag === 1) this.#doubt[offset + i] = Doubt.ANYTHING;
+    });
   }
 
   discarded(request: ModelRequest): void {
@@ -78,6 +82,7 @@ export class DiskModel {
   /** Compares what a read brought, and learns from it. Undefined when it is right, else words. */
   read(request: ModelRequest, seen: Buffer): string | undefined {
     this.#underWay.delete(request);
+    if (this.#isExpected(request, seen)) return undefined;
     for (let i = 0; i < request.bytes; i++) {
       if (request.contested?.[i] === 1) continue;
       const at = request.offset + i;
@@ -92,6 +97,12 @@ export class DiskModel {
   /** The same for the whole disk while nothing is under way. */
   readAll(seen: Buffer): string | undefined {
     return this.read(this.begin(0, this.content.length, false), seen);
+  }
+
+  /** The quick way: all bytes are as they should be, and none of them is in doubt. */
+  #isExpected({ offset, bytes, contested }: ModelRequest, seen: Buffer): boolean {
+    if (contested !== undefined || !isZero(this.#doubt, offset, bytes)) return false;
+    return seen.equals(this.content.subarray(offset, offset + bytes));
   }
 
   #isRight(at: number, seen: number): boolean {

@@ -20,12 +20,12 @@ import type { FaultKind } from "../../sys/fault-file.ts";
 import type { Job } from "../job.ts";
 import { JobManager } from "../manager.ts";
 import { type OnError, StreamJob } from "../stream.ts";
-import { Chain } from "./chain-maker.ts";
+import { Chain, type ChainOptions } from "./chain-maker.ts";
 import { DiskModel } from "./disk-model.ts";
 import { judgeImages } from "./image-judge.ts";
 import { MemoryHost } from "./memory-host.ts";
 
-export interface RunOptions {
+export interface RunOptions extends ChainOptions {
   readonly seed: number;
   /** How likely a host call fails. Default: a quarter of the seeds, a few in a hundred calls. */
   readonly faults?: number;
@@ -50,6 +50,7 @@ const ON_ERROR: readonly OnError[] = ["report", "ignore", "stop", "enospc"];
 const STEPS_TO_THE_END = 200_000;
 
 class WholeStack {
+  readonly #options: RunOptions;
   readonly #prng: Prng;
   readonly #scheduler: Scheduler;
   readonly #faults: number;
@@ -69,7 +70,9 @@ class WholeStack {
   #snapshots = 0;
   #completed = 0;
 
-  constructor({ seed, faults }: RunOptions) {
+  constructor(options: RunOptions) {
+    const { seed, faults } = options;
+    this.#options = options;
     this.#prng = new Prng(seed);
     this.#faults = faults ?? (seed % 4 === 3 ? this.#prng.pick([0.005, 0.02, 0.1]) : 0);
     this.#scheduler = new Scheduler(this.#prng, { waitChance: this.#prng.pick([0.05, 0.3, 0.7, 1]) });
@@ -77,7 +80,7 @@ class WholeStack {
   }
 
   async run(): Promise<RunReport> {
-    this.#chain = new Chain(this.#host, this.#prng);
+    this.#chain = new Chain(this.#host, this.#prng, this.#options);
     this.#model = new DiskModel(await this.#chain.make());
     const top = await this.#opener.open(this.#chain.options(this.#chain.top));
     for (let i = 0; i < 2; i++) {
