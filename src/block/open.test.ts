@@ -164,7 +164,7 @@ describe("a bad link", () => {
   it("without a format is refused, with the way to state it", async () => {
     const { opener, open } = host({ ...CHAIN, "/d/C.img": { backing: "B.img" } });
     await expect(opener.open(image("/d/C.img"))).rejects.toThrow(
-      "Could not open backing file of '/d/C.img': the format of backing file 'B.img' is not stated in " +
+      "Could not open backing file: the format of backing file 'B.img' is not stated in " +
         "'/d/C.img', and it is not guessed: state it with 'qemu-img rebase -u -b B.img -F FORMAT /d/C.img'",
     );
     expect(open).toEqual([]);
@@ -173,7 +173,7 @@ describe("a bad link", () => {
   it("to a missing file names both images", async () => {
     const { opener, open } = host({ "/d/C.img": { backing: "gone.img", format: "array" } });
     await expect(opener.open(image("/d/C.img"))).rejects.toThrow(
-      "Could not open backing file of '/d/C.img': Could not open '/d/gone.img': No such file or directory",
+      "Could not open backing file: Could not open '/d/gone.img': No such file or directory",
     );
     expect(open).toEqual([]);
   });

@@ -152,7 +152,7 @@ export class NodeOpener {
     } catch (error) {
       const code = error instanceof BlockError ? error.code : "EIO";
       const reason = error instanceof Error ? error.message : String(error);
-      throw new BlockError(code, `Could not open backing file of '${node.filename}': ${reason}`, error);
+      throw new BlockError(code, `Could not open backing file: ${reason}`, error);
     }
   }
 }

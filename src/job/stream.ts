@@ -337,12 +337,40 @@ export class StreamJob extends Job {
     await top.quiesce();
     try {
       const base = this.#baseNow();
-      const link = base && (this.#backingFile ?? this.#linkTo(base));
-      await top.driver.changeBackingLink!(link, base?.driverName);
+      await this.#writeLink();
       if (base !== top.backing) await this.#graph.replaceBacking(top, base);
     } finally {
       top.resume();
     }
+  }
+
+  async #writeLink(): Promise<void> {
+    const { driver } = this.#top;
+    const before = driver.details();
+    const { file, format } = this.#linkNow();
+    try {
+      await driver.changeBackingLink!(file, format);
+    } catch (error) {
+      // It may be on disk or not. The old one is written again: nobody shall remove an image that is still linked.
+      await driver.changeBackingLink!(before.backingFile, before.backingFormat).catch(() => {
+        throw new BlockError(
+          errorCode(error),
+          `the backing link of '${this.#top.filename}' could not be written (${errorWords(error)}), nor the old one ` +
+            "again: keep all images of the chain until a later stream succeeds",
+          error,
+        );
+      });
+      throw error;
+    }
+  }
+
+  /** The backing link of top when the merge is done; none where everything is copied. */
+  #linkNow(): { file: string | undefined; format: string | undefined } {
+    const base = this.#baseNow();
+    if (base === undefined) return { file: undefined, format: undefined };
+    // A host file that is an image itself is raw to whoever opens the link.
+    const format = base.driver.growable ? "raw" : base.driverName;
+    return { file: this.#backingFile ?? this.#linkTo(base), format };
   }
 
   /** Base's name as top's header should have it: relative to top's folder where the old link was relative too. */
