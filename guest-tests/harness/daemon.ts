@@ -22,7 +22,10 @@ const CHECKOUT = path.resolve(HERE, "../..");
 /** The daemon's program as run from a checkout. */
 export const DAEMON_SCRIPT = path.join(CHECKOUT, "scripts/strata-storage-daemon");
 
-/** Program and leading arguments. The script would look for changed sources at each start; once is enough here. */
+/**
+ * Program and leading arguments. The script would look for changed sources at each start; once is enough
+ * here.
+ */
 export const DAEMON_COMMAND: readonly string[] = daemonCommand();
 
 function daemonCommand(): string[] {

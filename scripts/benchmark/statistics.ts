@@ -5,7 +5,10 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
-/** Half of the distance between the quartiles, as a part of the median: 0.05 means that half the runs are within 5 %. */
+/**
+ * Half of the distance between the quartiles, as a part of the median: 0.05 means that half the runs are
+ * within 5 %.
+ */
 export function spread(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const at = (part: number) => sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))]!;

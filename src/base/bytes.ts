@@ -30,7 +30,8 @@ export function writeU64(buffer: Buffer, value: number, at: number): void {
 
 /** Whether `bytes` bytes from `at` are all zero. */
 export function isZero(buffer: Buffer, at: number, bytes: number): boolean {
-  // memcmp against itself shifted by one: all bytes are equal to the first one. Eight bytes tell most of the time.
+  // memcmp against itself shifted by one: all bytes are equal to the first one. Eight bytes tell most of the
+  // time.
   const end = at + bytes;
   const probe = Math.min(end, at + 8);
   for (let i = at; i < probe; i++) if (buffer[i] !== 0) return false;

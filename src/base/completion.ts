@@ -1,10 +1,12 @@
 /**
- * The result of an operation of the block layer: done when it is undefined, otherwise done when the promise settles.
- * An error is thrown, or rejects the promise; callers are right for both.
+ * The result of an operation of the block layer: done when it is undefined, otherwise done when the promise
+ * settles. An error is thrown, or rejects the promise; callers are right for both.
  */
 export type Completion = void | Promise<void>;
 
-/** Done when both are; every one has settled before an error is handed up, so borrowed buffers are free then. */
+/**
+ * Done when both are; every one has settled before an error is handed up, so borrowed buffers are free then.
+ */
 export function both(first: Completion, second: Completion): Completion {
   if (first === undefined) return second;
   if (second === undefined) return first;

@@ -1,5 +1,13 @@
 import { describe, expect, it } from "vitest";
-import { BlockError, ERROR_CODES, errorCode, errorMessage, errorWords, NbdErrno, nbdErrno } from "./errors.ts";
+import {
+  BlockError,
+  ERROR_CODES,
+  errorCode,
+  errorMessage,
+  errorWords,
+  NbdErrno,
+  nbdErrno,
+} from "./errors.ts";
 
 const QMP_CLASSES = ["GenericError", "CommandNotFound", "DeviceNotFound", "DeviceNotActive", "KVMMissingCap"];
 

@@ -1,6 +1,6 @@
-// One registry of what can go wrong in the world: each code says once which NBD errno, QMP class and exit code
-// stand for it. Host errnos keep their names (EIO, ENOSPC ...) and the C library's words; the other codes name a
-// situation.
+// One registry of what can go wrong in the world: each code says once which NBD errno, QMP class and exit
+// code stand for it. Host errnos keep their names (EIO, ENOSPC ...) and the C library's words; the other
+// codes name a situation.
 
 /** What a code means to each kind of caller. `nbd` is the errno of the NBD protocol. */
 interface ErrorMeaning {
@@ -77,7 +77,9 @@ export class BlockError extends Error {
   }
 }
 
-/** The code of any thrown value; what is not a {@link BlockError} counts as EIO, or its host errno if known. */
+/**
+ * The code of any thrown value; what is not a {@link BlockError} counts as EIO, or its host errno if known.
+ */
 export function errorCode(error: unknown): ErrorCode {
   if (error instanceof BlockError) return error.code;
   const code = (error as { code?: unknown } | null)?.code;
@@ -89,7 +91,9 @@ export function errorMessage(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** The C library's words for a host errno, or our own for the other codes: what QEMU reports of a failed job. */
+/**
+ * The C library's words for a host errno, or our own for the other codes: what QEMU reports of a failed job.
+ */
 export function errorWords(error: unknown): string {
   return ERROR_CODES[errorCode(error)].text;
 }

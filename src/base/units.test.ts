@@ -1,5 +1,16 @@
 import { describe, expect, it } from "vitest";
-import { alignDown, alignUp, divideUp, formatSize, GiB, isPowerOfTwo, KiB, MiB, parseSize, TiB } from "./units.ts";
+import {
+  alignDown,
+  alignUp,
+  divideUp,
+  formatSize,
+  GiB,
+  isPowerOfTwo,
+  KiB,
+  MiB,
+  parseSize,
+  TiB,
+} from "./units.ts";
 
 const EDGES = [2 ** 31, 2 ** 32, 2 ** 33, 2 ** 40, 2 ** 52, 2 ** 53 - 2 * MiB];
 

@@ -32,8 +32,8 @@ export function isPowerOfTwo(value: number): boolean {
 const SIZE_SUFFIXES = "BKMGTPE";
 
 /**
- * Reads a size as qemu-img does: digits, optional fraction, optional suffix (b, k, M, G, T, P, E; powers of 1024).
- * Undefined when it is not one or does not fit 2**53 - 1.
+ * Reads a size as qemu-img does: digits, optional fraction, optional suffix (b, k, M, G, T, P, E; powers of
+ * 1024). Undefined when it is not one or does not fit 2**53 - 1.
  */
 export function parseSize(text: string): number | undefined {
   const match = /^(\d+)(\.\d+)?\s*(?:([bkmgtpe])(?:i?b)?)?$/i.exec(text.trim());

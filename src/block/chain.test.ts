@@ -163,7 +163,8 @@ describe("what a chain says together", () => {
   });
 
   it("does not fall through a layer whose backing link changes meanwhile", async () => {
-    // [A] <- [B] <- [C] <- [D]: C tells that it lacks a cluster; before B is asked, C gets the cluster and loses B.
+    // [A] <- [B] <- [C] <- [D]: C tells that it lacks a cluster; before B is asked, C gets the cluster and
+    // loses B.
     const world = new ArrayWorld();
     const { nodes } = world.chain("A B C D", { size: 512 });
     const [a, , c, d] = nodes as [BlockNode, BlockNode, BlockNode, BlockNode];

@@ -2,9 +2,11 @@
 //
 //   [base] <- [bottom] <- ... <- [top]     `above base`: the layers from top down to, but without, base
 //
-//   1. A layer that is shorter than its overlay reads as zeros past its end: what lies deeper is hidden there. So the
-//      tail beyond a short layer that is above `base` is ZERO, and beyond `base` itself it is nobody's (UNALLOCATED).
-//   2. A layer counts as busy until what lies below it was asked: its backing link does not change in between.
+//   1. A layer that is shorter than its overlay reads as zeros past its end: what lies deeper is hidden
+//      there. So the tail beyond a short layer that is above `base` is ZERO, and beyond `base` itself it is
+//      nobody's (UNALLOCATED).
+//   2. A layer counts as busy until what lies below it was asked: its backing link does not change in
+//      between.
 
 import { assert } from "../base/assert.ts";
 import type { Completion } from "../base/completion.ts";
@@ -47,9 +49,10 @@ export interface ComposedSink {
 }
 
 /**
- * Tells what the layers from `top` down to, but without, `base` hold of [offset, offset+bytes): DATA or ZERO with the
- * depth of the layer that decided, UNALLOCATED where none of them does (depth: the number of layers). In order and
- * without gaps; ends early when the sink wants no more. Ranges past the end of `top` are told as its tail.
+ * Tells what the layers from `top` down to, but without, `base` hold of [offset, offset+bytes): DATA or ZERO
+ * with the depth of the layer that decided, UNALLOCATED where none of them does (depth: the number of
+ * layers). In order and without gaps; ends early when the sink wants no more. Ranges past the end of `top`
+ * are told as its tail.
  */
 export function composedExtents(
   top: BlockNode,

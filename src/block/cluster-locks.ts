@@ -1,4 +1,5 @@
-// Cluster locks keep two requests from changing one cluster's entry at once. One manager stands for one image.
+// Cluster locks keep two requests from changing one cluster's entry at once. One manager stands for one
+// image.
 //
 //   1. Exclusive: alone. Shared: many. Overlapping ranges are granted in order of arrival; nobody starves.
 //   2. A caller takes its whole range in one call and holds no other cluster lock, so there is no deadlock.
@@ -6,7 +7,8 @@
 //   4. Who waits is granted when nothing held and nothing older that waits is in conflict with it.
 //
 //   held:    [0..3] shared   [8..9] exclusive
-//   waiting: [2..8] exclusive (for both)  ->  [3..3] shared waits behind it, though only shared locks hold cluster 3
+//   waiting: [2..8] exclusive (for both)  ->  [3..3] shared waits behind it, though only shared locks hold
+//            cluster 3
 //
 // Everything is on one event loop: "lock" means that other requests wait, never that a thread does.
 
@@ -40,9 +42,9 @@ export class ClusterLocks {
     longestWaitMs: 0,
     longestQueue: 0,
   };
-  // Held ranges [first, end), three arrays side by side: no object is made for a lock. An order of arrival is not
-  // needed among the held, so a lock that is given back is overwritten by the last one. The arrays are never shortened:
-  // they would be allocated anew for the next lock.
+  // Held ranges [first, end), three arrays side by side: no object is made for a lock. An order of arrival is
+  // not needed among the held, so a lock that is given back is overwritten by the last one. The arrays are
+  // never shortened: they would be allocated anew for the next lock.
   #heldCount = 0;
   readonly #first: number[] = [];
   readonly #end: number[] = [];

@@ -1,14 +1,16 @@
 // The contract between a node and the code behind it.
 //
-// A driver is written once: it finishes synchronously when everything is at hand and hands up a promise otherwise.
-// Arguments are plain numbers instead of a request object: nothing is allocated for a request that is served at once,
-// and a driver that splits a request makes no sub-requests (docs/decisions.md, "Positional arguments").
+// A driver is written once: it finishes synchronously when everything is at hand and hands up a promise
+// otherwise. Arguments are plain numbers instead of a request object: nothing is allocated for a request that
+// is served at once, and a driver that splits a request makes no sub-requests (docs/decisions.md, "Positional
+// arguments").
 //
-//   1. The node is the one door: range, rights, drain and count are checked there. A driver trusts its arguments.
+//   1. The node is the one door: range, rights, drain and count are checked there. A driver trusts its
+//      arguments.
 //   2. Buffers are borrowed until the completion settles.
 //   3. `write` and `writeZeroes` of a growing leaf (a host file) may go past `size`; of all others never.
-//   4. A driver reaches its children through `host.file` and `host.backing`, and reads these two again after each
-//      await: an await voids what was looked up before.
+//   4. A driver reaches its children through `host.file` and `host.backing`, and reads these two again after
+//      each await: an await voids what was looked up before.
 
 import type { Completion } from "../base/completion.ts";
 import type { ExtentSink } from "./extent.ts";
@@ -74,26 +76,34 @@ export interface Driver {
   /** All writes that settled before the call are durable after it. */
   flush(): Completion;
   /**
-   * Tells what this layer alone holds of [offset, offset+bytes): data, zero, or unallocated (the backing shows through).
-   * Reports in order and without gaps, merged where neighbours are alike, until `out` has enough or all is told.
+   * Tells what this layer alone holds of [offset, offset+bytes): data, zero, or unallocated (the backing
+   * shows through). Reports in order and without gaps, merged where neighbours are alike, until `out` has
+   * enough or all is told.
    */
   extents(offset: number, bytes: number, out: ExtentSink): Completion;
   /**
-   * Copies into this layer what it lacks of [offset, offset+bytes) and what the images from its backing down to, but
-   * without, `base` hold (all of them where `base` is undefined). What the guest wrote in the meantime stays.
-   * Settles to the bytes that were copied as data. Both ends are multiples of `clusterSize`, or the end of the disk.
+   * Copies into this layer what it lacks of [offset, offset+bytes) and what the images from its backing down
+   * to, but without, `base` hold (all of them where `base` is undefined). What the guest wrote in the
+   * meantime stays. Settles to the bytes that were copied as data. Both ends are multiples of `clusterSize`,
+   * or the end of the disk.
    */
   copyUp?(offset: number, bytes: number, base: BlockNode | undefined): Promise<number>;
   /** Sets the length. @throws BlockError ENOTSUP where the driver cannot. */
   truncate(size: number): Completion;
   /** Writes the backing link durably: the commit point of a merge. Undefined: no backing any more. */
   changeBackingLink?(file: string | undefined, format: string | undefined): Promise<void>;
-  /** From reading only to writing or back: tables written, flags in the header set or cleared, host file reopened. */
+  /**
+   * From reading only to writing or back: tables written, flags in the header set or cleared, host file
+   * reopened.
+   */
   setWritable(writable: boolean): Promise<void>;
   details(): ImageDetails;
   /** Bytes that this layer takes on the host, or -1. */
   allocatedBytes(): number;
   counters?(): Counters;
-  /** Writes out everything and lets go. The node is drained. An error here is told, the resources are gone anyway. */
+  /**
+   * Writes out everything and lets go. The node is drained. An error here is told, the resources are gone
+   * anyway.
+   */
   close(): Promise<void>;
 }

@@ -272,7 +272,8 @@ describe("append (live snapshot)", () => {
   });
 
   it("sends what the guest wrote meanwhile into the overlay", async () => {
-    // Below, it would change the snapshot; and a copy-on-write above that read the cluster first would hide it.
+    // Below, it would change the snapshot; and a copy-on-write above that read the cluster first would hide
+    // it.
     const { world, graph, named, guest } = chain("A B");
     const gate = new Gate((call) => call.operation === "flush");
     world.driver("B").before = gate.before;

@@ -1,8 +1,11 @@
 // The graph: nodes by name, who uses them, and the few ways in which backing links change.
 //
-//   1. A node lives as long as somebody uses it; the last use to go closes it, and that releases its children.
-//   2. Links change only while the overlay is drained, and what was looked up before an await is looked up again.
-//   3. A use can be moved to another node (live snapshot): who holds a use asks it for its node at every request.
+//   1. A node lives as long as somebody uses it; the last use to go closes it, and that releases its
+//      children.
+//   2. Links change only while the overlay is drained, and what was looked up before an await is looked up
+//      again.
+//   3. A use can be moved to another node (live snapshot): who holds a use asks it for its node at every
+//      request.
 //   4. Changes of the graph run one at a time (`exclusively`), so that two never see each other half done.
 
 import { assert } from "../base/assert.ts";
@@ -58,7 +61,8 @@ export class Graph {
     this.#logger = logger;
   }
 
-  // --- names --------------------------------------------------------------------------------------------------
+  // --- names
+  // --------------------------------------------------------------------------------------------------
 
   /** All nodes, newest last. */
   get nodes(): IterableIterator<BlockNode> {
@@ -106,7 +110,8 @@ export class Graph {
     this.#nodes.set(node.name, node);
   }
 
-  // --- uses ---------------------------------------------------------------------------------------------------
+  // --- uses
+  // ---------------------------------------------------------------------------------------------------
 
   /** Takes hold of `node`. @throws BlockError EPERM when it is read-only or others forbid what is needed */
   use(node: BlockNode, request: UseRequest): NodeUse {
@@ -160,7 +165,8 @@ export class Graph {
     return children.flatMap((child) => this.usesOf(child).filter((use) => use.parent === node));
   }
 
-  // --- links --------------------------------------------------------------------------------------------------
+  // --- links
+  // --------------------------------------------------------------------------------------------------
 
   /** Runs one change of the graph after the other. */
   exclusively<T>(change: () => Promise<T>): Promise<T> {
@@ -181,7 +187,10 @@ export class Graph {
     });
   }
 
-  /** Makes `backing` the backing node of `overlay`, which is drained or not yet in use. The old link is returned. */
+  /**
+   * Makes `backing` the backing node of `overlay`, which is drained or not yet in use. The old link is
+   * returned.
+   */
   linkBacking(overlay: BlockNode, backing: BlockNode | undefined): NodeUse | undefined {
     if (backing !== undefined && !overlay.driver.supportsBacking) {
       throw new BlockError(
@@ -212,8 +221,9 @@ export class Graph {
   }
 
   /**
-   * Puts `overlay` on top of `node`: everybody who used `node` uses the overlay from then on, but for jobs and the
-   * monitor. Guest requests wait meanwhile. On an error nothing has changed. Runs inside `exclusively`.
+   * Puts `overlay` on top of `node`: everybody who used `node` uses the overlay from then on, but for jobs
+   * and the monitor. Guest requests wait meanwhile. On an error nothing has changed. Runs inside
+   * `exclusively`.
    */
   async append(node: BlockNode, overlay: BlockNode): Promise<void> {
     this.refuseUnfitOverlay(node, overlay);
@@ -265,11 +275,15 @@ export class Graph {
       overlay.claims.add(use);
       use.parent?.setBacking(overlay);
     }
-    // What the guest sent meanwhile belongs above the snapshot: below, it would be lost to a copy-on-write in flight.
+    // What the guest sent meanwhile belongs above the snapshot: below, it would be lost to a copy-on-write in
+    // flight.
     overlay.adoptWaiting(node);
   }
 
-  /** Drains `overlay`, gives it another backing node (or none) and lets go of the old one. Inside `exclusively`. */
+  /**
+   * Drains `overlay`, gives it another backing node (or none) and lets go of the old one. Inside
+   * `exclusively`.
+   */
   async replaceBacking(overlay: BlockNode, backing: BlockNode | undefined): Promise<void> {
     await overlay.quiesce();
     let before: NodeUse | undefined;
@@ -281,7 +295,9 @@ export class Graph {
     if (before !== undefined) await this.release(before);
   }
 
-  /** Reopens a node, and the file below it, for writing or for reading only. On an error it stays as it was. */
+  /**
+   * Reopens a node, and the file below it, for writing or for reading only. On an error it stays as it was.
+   */
   async setWritable(node: BlockNode, writable: boolean): Promise<void> {
     if (node.readOnly !== writable) return;
     const file = node.file;
@@ -304,7 +320,9 @@ export class Graph {
     if (!writable) link.needs = Permission.CONSISTENT_READ;
   }
 
-  /** What `append` asks first, for callers that want to know before they change anything. @throws BlockError */
+  /**
+   * What `append` asks first, for callers that want to know before they change anything. @throws BlockError
+   */
   refuseUnfitOverlay(node: BlockNode, overlay: BlockNode): void {
     if (overlay === node) throw new BlockError("EINVAL", "The overlay is already in use");
     for (const each of [node, overlay]) {
@@ -330,7 +348,8 @@ export class Graph {
     if (overlay.size < node.size) {
       throw new BlockError(
         "EINVAL",
-        `The overlay '${overlay.name}' (${overlay.size} bytes) is smaller than '${node.name}' (${node.size} bytes)`,
+        `The overlay '${overlay.name}' (${overlay.size} bytes) is smaller than ` +
+          `'${node.name}' (${node.size} bytes)`,
       );
     }
   }

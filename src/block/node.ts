@@ -1,8 +1,9 @@
 // A node of the graph: the one door to a driver.
 //
-//   1. Every request passes here: range, rights, drain and count are dealt with once; drivers trust what they get.
-//   2. A quiesced node starts nothing: requests wait at the door, in order, until it is resumed. `quiesce` is done
-//      when everything that had been started has settled. Calls nest.
+//   1. Every request passes here: range, rights, drain and count are dealt with once; drivers trust what they
+//      get.
+//   2. A quiesced node starts nothing: requests wait at the door, in order, until it is resumed. `quiesce` is
+//      done when everything that had been started has settled. Calls nest.
 //   3. What finishes synchronously costs no promise and no closure.
 //   4. `backing` changes only while the node is quiesced (graph.ts does it).
 
@@ -103,7 +104,8 @@ export class BlockNode implements DriverHost {
     return this.#quiesced > 0;
   }
 
-  // --- requests -----------------------------------------------------------------------------------------------
+  // --- requests
+  // -----------------------------------------------------------------------------------------------
 
   /** Fills `buffer[at .. at+bytes)` with what the guest sees at `offset`. */
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
@@ -158,7 +160,9 @@ export class BlockNode implements DriverHost {
     });
   }
 
-  /** Makes the range read as zeros. Flags: FUA, MAY_UNMAP, NO_FALLBACK (then ENOTSUP where it would be slow). */
+  /**
+   * Makes the range read as zeros. Flags: FUA, MAY_UNMAP, NO_FALLBACK (then ENOTSUP where it would be slow).
+   */
   writeZeroes(offset: number, bytes: number, flags = 0): Completion {
     return this.#enter(true, offset, bytes, (driver, node) => {
       node.counters.zeroes++;
@@ -167,7 +171,10 @@ export class BlockNode implements DriverHost {
     });
   }
 
-  /** The guest no longer needs the range. What it reads there afterwards is up to the driver; never another's data. */
+  /**
+   * The guest no longer needs the range. What it reads there afterwards is up to the driver; never another's
+   * data.
+   */
   discard(offset: number, bytes: number, flags = 0): Completion {
     return this.#enter(true, offset, bytes, (driver, node) => {
       node.counters.discards++;
@@ -209,9 +216,12 @@ export class BlockNode implements DriverHost {
     return this.#enter(true, 0, 0, (driver) => driver.truncate(size));
   }
 
-  // --- state --------------------------------------------------------------------------------------------------
+  // --- state
+  // --------------------------------------------------------------------------------------------------
 
-  /** Stops new requests at the door and waits until those inside have settled. Each call needs one `resume`. */
+  /**
+   * Stops new requests at the door and waits until those inside have settled. Each call needs one `resume`.
+   */
   quiesce(): Completion {
     this.#quiesced++;
     if (this.#inFlight === 0) return;
@@ -252,7 +262,9 @@ export class BlockNode implements DriverHost {
     }
   }
 
-  /** The file is writable whenever the driver is: it goes first on the way there, and last on the way back. */
+  /**
+   * The file is writable whenever the driver is: it goes first on the way there, and last on the way back.
+   */
   async #reopen(writable: boolean): Promise<void> {
     const file = this.file?.readOnly === writable ? this.file : undefined;
     const [first, second] = writable ? [file, this.driver] : [this.driver, file];
@@ -265,7 +277,9 @@ export class BlockNode implements DriverHost {
     }
   }
 
-  /** @throws BlockError EBUSY in QEMU's words, with the holder, while something forbids other operations here */
+  /**
+   * @throws BlockError EBUSY in QEMU's words, with the holder, while something forbids other operations here
+   */
   refuseBlocked(): void {
     for (const reason of this.blockers.values()) {
       throw new BlockError("EBUSY", `Node '${this.name}' is busy: ${reason}`);
@@ -280,7 +294,8 @@ export class BlockNode implements DriverHost {
     return this.driver.counters?.() ?? {};
   }
 
-  // --- inside -------------------------------------------------------------------------------------------------
+  // --- inside
+  // -------------------------------------------------------------------------------------------------
 
   #enter(
     writes: boolean,

@@ -196,8 +196,9 @@ export function backingOptions(
   if (format === undefined) {
     throw new BlockError(
       "IMAGE_FORMAT",
-      `the format of backing file '${backingFile}' is not stated in '${overlayFile}', and it is not guessed: ` +
-        `state it with 'qemu-img rebase -u -b ${backingFile} -F FORMAT ${overlayFile}', or in the options ('backing')`,
+      `the format of backing file '${backingFile}' is not stated in '${overlayFile}', and it is not ` +
+        `guessed: state it with 'qemu-img rebase -u -b ${backingFile} -F FORMAT ${overlayFile}', ` +
+        "or in the options ('backing')",
     );
   }
   return { driver: format, file: { driver: "file", filename } };

@@ -2,8 +2,8 @@
 //
 //   1. Each use says what it needs (`needs`) and what it lets the others do (`shares`).
 //   2. A use is granted when nobody else forbids what it needs and it forbids nothing that others need.
-//   3. A backing image is never written by a guest: an overlay shares no WRITE and no RESIZE on it. A job that copies
-//      what the overlay would see anyway needs WRITE_UNCHANGED only.
+//   3. A backing image is never written by a guest: an overlay shares no WRITE and no RESIZE on it. A job
+//      that copies what the overlay would see anyway needs WRITE_UNCHANGED only.
 
 import { BlockError } from "../base/errors.ts";
 
@@ -52,8 +52,8 @@ function refuseConflict(nodeName: string, needing: Claim, sharing: Claim): void 
   if (refused === 0) return;
   throw new BlockError(
     "EPERM",
-    `Permission conflict on node '${nodeName}': permissions '${permissionNames(refused)}' are both required by ` +
-      `${needing.user} (uses node '${nodeName}' as '${needing.role}' child) and unshared by ` +
+    `Permission conflict on node '${nodeName}': permissions '${permissionNames(refused)}' are both ` +
+      `required by ${needing.user} (uses node '${nodeName}' as '${needing.role}' child) and unshared by ` +
       `${sharing.user} (uses node '${nodeName}' as '${sharing.role}' child).`,
   );
 }

@@ -100,7 +100,8 @@ export abstract class Job {
     return this.#cancelled && this.#status === "concluded" ? "Operation canceled" : undefined;
   }
 
-  // --- verbs --------------------------------------------------------------------------------------------------
+  // --- verbs
+  // --------------------------------------------------------------------------------------------------
 
   /** Gives back what a job holds that is not to be started. */
   abandon(): Promise<void> {
@@ -167,14 +168,18 @@ export abstract class Job {
     this.#move("null");
   }
 
-  // --- for the work -------------------------------------------------------------------------------------------
+  // --- for the work
+  // -------------------------------------------------------------------------------------------
 
   /** Whether the work should come to its checkpoint: a pause or a cancel waits there. */
   protected get isAskedToStop(): boolean {
     return this.#cancelled || this.#pauses > 0;
   }
 
-  /** Where the work stands still: waits out a pause. Nothing of the job may be in flight. @throws when cancelled */
+  /**
+   * Where the work stands still: waits out a pause. Nothing of the job may be in flight. @throws when
+   * cancelled
+   */
   protected async checkpoint(): Promise<void> {
     while (this.#pauses > 0 && !this.#cancelled) {
       const before = this.#status;
@@ -200,7 +205,8 @@ export abstract class Job {
     if (this.ioStatus === "ok") this.ioStatus = noSpace ? "nospace" : "failed";
   }
 
-  // --- life ---------------------------------------------------------------------------------------------------
+  // --- life
+  // ---------------------------------------------------------------------------------------------------
 
   async #live(): Promise<void> {
     try {

@@ -26,7 +26,9 @@ export class JobManager implements JobListener {
     if (this.#jobs.has(id)) throw new BlockError("EEXIST", `Job ID '${id}' already in use`);
   }
 
-  /** Starts a job. One whose id was taken while it was being made gives back what it holds. @throws as checkId */
+  /**
+   * Starts a job. One whose id was taken while it was being made gives back what it holds. @throws as checkId
+   */
   start(job: Job): void {
     try {
       this.checkId(job.id);

@@ -1,5 +1,5 @@
-// A ceiling on bytes per second. Time is cut into slices; a slice that was overdrawn is paid back before the next one
-// begins, so that large chunks keep to the rate on average.
+// A ceiling on bytes per second. Time is cut into slices; a slice that was overdrawn is paid back before the
+// next one begins, so that large chunks keep to the rate on average.
 //
 //   1. The limit is a matter of the clock alone: being woken early, by a drain or a pause, wins nothing.
 //   2. A change of speed counts at once, for who waits too.

@@ -1,14 +1,17 @@
-// block_stream: copies into `top` what it lacks and the images between it and `base` hold, then links top to base.
+// block_stream: copies into `top` what it lacks and the images between it and `base` hold, then links top to
+// base.
 //
 //   [A] <- [B] <- [C] <- [D] <- [E]    stream of D onto A copies what B and C hold into D:  [A] <- [D] <- [E]
 //
-//   1. The job holds top and every layer above base: no other job and no snapshot may touch them meanwhile. Base is
-//      not held: it stays, and another job may put something else in its place below us.
+//   1. The job holds top and every layer above base: no other job and no snapshot may touch them meanwhile.
+//      Base is not held: it stays, and another job may put something else in its place below us.
 //   2. The copy of one chunk is the driver's `copyUp`, under top's cluster locks: what the guest writes wins.
 //   3. Several chunks are in flight, a bounded window; between chunks everybody else has a turn.
-//   4. The commit point: with top drained, its tables flushed, the new backing link is written and flushed; then the
-//      graph changes. Before it the chain is the old one, after it the new one, and either is complete.
-//   5. Base is looked up again at the commit point, under the lowest layer that we hold: an await voids look-ups.
+//   4. The commit point: with top drained, its tables flushed, the new backing link is written and flushed;
+//      then the graph changes. Before it the chain is the old one, after it the new one, and either is
+//      complete.
+//   5. Base is looked up again at the commit point, under the lowest layer that we hold: an await voids
+//      look-ups.
 //   6. With any error that was ignored the chain stays as it was, and the job says so.
 
 import path from "node:path";
@@ -87,8 +90,8 @@ export class StreamJob extends Job {
   }
 
   /**
-   * Checks the request, takes hold of the nodes and reopens top for writing where it is read-only. The job is not
-   * started yet. @throws BlockError EINVAL, EBUSY, EPERM, ENOTSUP; nothing is held then
+   * Checks the request, takes hold of the nodes and reopens top for writing where it is read-only. The job is
+   * not started yet. @throws BlockError EINVAL, EBUSY, EPERM, ENOTSUP; nothing is held then
    */
   static async create(
     graph: Graph,
@@ -146,7 +149,8 @@ export class StreamJob extends Job {
     try {
       await this.#letGo();
     } finally {
-      // Last of all: a job that began before top is read-only again would find it so in the middle of its work.
+      // Last of all: a job that began before top is read-only again would find it so in the middle of its
+      // work.
       for (const node of [this.#top, ...this.#merged]) node.blockers.delete(this);
     }
   }
@@ -172,7 +176,8 @@ export class StreamJob extends Job {
     if (failure !== undefined) throw failure.error;
   }
 
-  // --- the copy -----------------------------------------------------------------------------------------------
+  // --- the copy
+  // -----------------------------------------------------------------------------------------------
 
   override get hasNothingToDo(): boolean {
     return this.#merged.length === 0;
@@ -275,7 +280,8 @@ export class StreamJob extends Job {
 
   #progress(chunk: Chunk): void {
     this.offset += chunk.dataBytes;
-    // A guest that discards while we copy, or writes what we planned, changes the sum; the end is where it is.
+    // A guest that discards while we copy, or writes what we planned, changes the sum; the end is where it
+    // is.
     if (this.offset > this.length) this.length = this.offset;
   }
 
@@ -297,8 +303,9 @@ export class StreamJob extends Job {
   }
 
   /**
-   * The next stretch from `offset` on that has something for top: at most `bytesMax` long, its ends on top's clusters.
-   * Looks at `lookMax` bytes at a time, with a turn for the others between. Undefined at the end of the disk.
+   * The next stretch from `offset` on that has something for top: at most `bytesMax` long, its ends on top's
+   * clusters. Looks at `lookMax` bytes at a time, with a turn for the others between. Undefined at the end of
+   * the disk.
    */
   async #plan(offset: number, bytesMax: number, lookMax: number): Promise<Chunk | undefined> {
     const top = this.#top;
@@ -325,7 +332,8 @@ export class StreamJob extends Job {
     return lowest.backing;
   }
 
-  // --- the commit point ---------------------------------------------------------------------------------------
+  // --- the commit point
+  // ---------------------------------------------------------------------------------------
 
   protected override prepare(): Promise<void> {
     if (this.hasNothingToDo && this.#backingFile === undefined) return Promise.resolve();
@@ -351,12 +359,13 @@ export class StreamJob extends Job {
     try {
       await driver.changeBackingLink!(file, format);
     } catch (error) {
-      // It may be on disk or not. The old one is written again: nobody shall remove an image that is still linked.
+      // It may be on disk or not. The old one is written again: nobody shall remove an image that is still
+      // linked.
       await driver.changeBackingLink!(before.backingFile, before.backingFormat).catch(() => {
         throw new BlockError(
           errorCode(error),
-          `the backing link of '${this.#top.filename}' could not be written (${errorWords(error)}), nor the old one ` +
-            "again: keep all images of the chain until a later stream succeeds",
+          `the backing link of '${this.#top.filename}' could not be written (${errorWords(error)}), ` +
+            "nor the old one again: keep all images of the chain until a later stream succeeds",
           error,
         );
       });
@@ -373,7 +382,9 @@ export class StreamJob extends Job {
     return { file: this.#backingFile ?? this.#linkTo(base), format };
   }
 
-  /** Base's name as top's header should have it: relative to top's folder where the old link was relative too. */
+  /**
+   * Base's name as top's header should have it: relative to top's folder where the old link was relative too.
+   */
   #linkTo(base: BlockNode): string {
     if (base.filename === "") {
       throw new BlockError(
@@ -442,7 +453,7 @@ function refuseDriver(top: BlockNode): void {
   if (top.driver.copyUp !== undefined) return;
   throw new BlockError(
     "ENOTSUP",
-    `cannot stream into node '${top.name}': a ${top.driverName} image has no backing link, so there is nothing that ` +
-      "could be merged into it; name a qcow2 overlay as the target",
+    `cannot stream into node '${top.name}': a ${top.driverName} image has no backing link, ` +
+      "so there is nothing that could be merged into it; name a qcow2 overlay as the target",
   );
 }

@@ -1,5 +1,6 @@
-// A naive image format in memory: an array of clusters, each unallocated, zero or data. It keeps the contract of
-// driver.ts to the letter and has nothing that could be quick, so that graph, export and jobs are tested on their own.
+// A naive image format in memory: an array of clusters, each unallocated, zero or data. It keeps the contract
+// of driver.ts to the letter and has nothing that could be quick, so that graph, export and jobs are tested
+// on their own.
 
 import { assert } from "../../base/assert.ts";
 import type { Completion } from "../../base/completion.ts";
@@ -166,7 +167,8 @@ export class ArrayDriver implements Driver {
     await this.before({ node: this.#host.name, operation: "close", offset: 0, bytes: 0 });
   }
 
-  // --- inside -------------------------------------------------------------------------------------------------
+  // --- inside
+  // -------------------------------------------------------------------------------------------------
 
   #call(operation: string, offset: number, bytes: number, run: () => Completion): Completion {
     assert(!this.closed, `${operation} of closed node '${this.#host.name}'`);

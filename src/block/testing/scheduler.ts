@@ -1,6 +1,7 @@
-// A deterministic scheduler: whatever asks it may have to wait until a seeded choice lets it go on, so that one seed is
-// one interleaving. What waits goes on one at a time, and only when everything that the last one set off has come to
-// rest. Nothing of the tests that use it may wait for the real world: then a seed would no longer say everything.
+// A deterministic scheduler: whatever asks it may have to wait until a seeded choice lets it go on, so that
+// one seed is one interleaving. What waits goes on one at a time, and only when everything that the last one
+// set off has come to rest. Nothing of the tests that use it may wait for the real world: then a seed would
+// no longer say everything.
 
 import type { Clock } from "../../base/clock.ts";
 import { ManualClock } from "../../base/clock.ts";
@@ -60,7 +61,9 @@ export class Scheduler {
     return this.#waiting.map((waiter) => waiter.what);
   }
 
-  /** Lets things go on, one after the other, until `goal` has settled. @throws when nothing can go on any more */
+  /**
+   * Lets things go on, one after the other, until `goal` has settled. @throws when nothing can go on any more
+   */
   async until<T>(goal: Promise<T>): Promise<T> {
     let settled = false;
     goal.then(

@@ -1,6 +1,6 @@
-// Random chains of images, small enough for thousands of runs: cluster sizes from 512 bytes to 64 KiB mixed in one
-// chain, versions 2 and 3, subclusters, raw bases, backing images that are shorter and longer, sizes that are no multiple
-// of anything.
+// Random chains of images, small enough for thousands of runs: cluster sizes from 512 bytes to 64 KiB mixed
+// in one chain, versions 2 and 3, subclusters, raw bases, backing images that are shorter and longer, sizes
+// that are no multiple of anything.
 
 import path from "node:path";
 import type { Prng } from "../../base/prng.ts";

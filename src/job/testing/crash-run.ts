@@ -1,8 +1,9 @@
-// One random merge with guest writes and flushes, and then many crashes of it: at every change of the host around the
-// commit point, and at some others.
+// One random merge with guest writes and flushes, and then many crashes of it: at every change of the host
+// around the commit point, and at some others.
 //
-// Of every state that a crash may leave: each image passes the check but for leaks; the chain opens by its links, which
-// are the old ones or the new ones; what a flush acknowledged is there; and streaming again completes.
+// Of every state that a crash may leave: each image passes the check but for leaks; the chain opens by its
+// links, which are the old ones or the new ones; what a flush acknowledged is there; and streaming again
+// completes.
 
 import { Prng } from "../../base/prng.ts";
 import { chainOf } from "../../block/chain.ts";
@@ -68,7 +69,8 @@ class CrashRun {
     this.#scheduler = new Scheduler(this.#prng, { waitChance: this.#prng.pick([0.1, 0.5, 1]) });
   }
 
-  // --- the merge ----------------------------------------------------------------------------------------------
+  // --- the merge
+  // ----------------------------------------------------------------------------------------------
 
   async merge(): Promise<void> {
     const prng = this.#prng;
@@ -139,7 +141,8 @@ class CrashRun {
     if (fua) this.#model.acknowledge([...covered, write], this.#now);
   }
 
-  // --- the crashes --------------------------------------------------------------------------------------------
+  // --- the crashes
+  // --------------------------------------------------------------------------------------------
 
   async crashes(): Promise<CrashReport> {
     for (let at = Math.max(0, this.#window.from - 2); at <= Math.min(this.#window.to + 2, this.#now); at++) {

@@ -1,5 +1,5 @@
-// The last word on images that nobody has open any more: opened anew by their links alone they show what the model says,
-// and each passes the check.
+// The last word on images that nobody has open any more: opened anew by their links alone they show what the
+// model says, and each passes the check.
 
 import { chainOf } from "../../block/chain.ts";
 import { Graph } from "../../block/graph.ts";

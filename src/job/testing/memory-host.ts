@@ -1,5 +1,5 @@
-// A host in memory: files by path, and the drivers that open images in them. What happens to each call (it waits, it
-// fails) is decided in one place, for all files.
+// A host in memory: files by path, and the drivers that open images in them. What happens to each call (it
+// waits, it fails) is decided in one place, for all files.
 
 import { BlockError } from "../../base/errors.ts";
 import { silentLogger } from "../../base/logger.ts";
@@ -33,7 +33,8 @@ export class MemoryHost {
     const file = new MemoryFile({ path });
     await createQcow2(hostImageFile(file), options);
     if (oddBytes > 0) {
-      // Only foreign tools make disks whose size is no multiple of 512; the size stands at byte 24 of the header.
+      // Only foreign tools make disks whose size is no multiple of 512; the size stands at byte 24 of the
+      // header.
       const size = Buffer.alloc(8);
       size.writeBigUInt64BE(BigInt(options.size - oddBytes));
       file.write(24, 8, size, 0);

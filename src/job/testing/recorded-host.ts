@@ -2,8 +2,9 @@
 //
 //   1. Every change of every file is recorded, in one order for all of them.
 //   2. A sync makes durable what reached its own file before it; other files it does not touch.
-//   3. Of what is not durable, each sector of 512 bytes of each change is there or not, in any combination; so changes
-//      are torn, and later ones are there while earlier ones are not. A kill loses nothing: then all of it is there.
+//   3. Of what is not durable, each sector of 512 bytes of each change is there or not, in any combination;
+//      so changes are torn, and later ones are there while earlier ones are not. A kill loses nothing: then
+//      all of it is there.
 
 import type { Completion } from "../../base/completion.ts";
 import type { Prng } from "../../base/prng.ts";
@@ -36,7 +37,9 @@ export class RecordedHost {
     return this.changes[index]?.kind !== "sync";
   }
 
-  /** The files when the first `count` changes had happened, with a `share` of what was not durable by then. */
+  /**
+   * The files when the first `count` changes had happened, with a `share` of what was not durable by then.
+   */
   stateAt(count: number, share: number, prng: Prng): MemoryHost {
     const host = new MemoryHost();
     for (const [path, content] of this.#before) host.files.set(path, MemoryFile.of(content, { path }));

@@ -1,11 +1,13 @@
-// One random run of the whole stack: guests read, write, zero, discard and flush through exports, while an operator
-// takes live snapshots and starts, pauses, speeds and cancels streams. A seed is one interleaving, to the last step.
+// One random run of the whole stack: guests read, write, zero, discard and flush through exports, while an
+// operator takes live snapshots and starts, pauses, speeds and cancels streams. A seed is one interleaving,
+// to the last step.
 //
-//   guests   --> NbdExport --> node ... qcow2 <- qcow2 <- raw --> files in memory, whose calls wait and fail at random
-//   operator --> Graph.append, StreamJob, verbs
+//   guests   --> NbdExport --> node ... qcow2 <- qcow2 <- raw --> files in memory, whose calls wait and fail
+//   at random operator --> Graph.append, StreamJob, verbs
 //
-// At the end: what the guest sees is what the model says, also through a chain that is opened anew; every image passes
-// the check (no leaks where no fault was injected); no lock, request, blocker, claim or file is left behind.
+// At the end: what the guest sees is what the model says, also through a chain that is opened anew; every
+// image passes the check (no leaks where no fault was injected); no lock, request, blocker, claim or file is
+// left behind.
 
 import { BlockError } from "../../base/errors.ts";
 import { Prng } from "../../base/prng.ts";
@@ -112,7 +114,8 @@ class WholeStack {
     return this.#scheduler.step(kind);
   }
 
-  // --- guests -------------------------------------------------------------------------------------------------
+  // --- guests
+  // -------------------------------------------------------------------------------------------------
 
   async #client(requests: number): Promise<void> {
     for (let i = 0; i < requests; i++) {
@@ -174,7 +177,8 @@ class WholeStack {
     if (this.#faults === 0 || !(error instanceof BlockError)) throw error;
   }
 
-  // --- operator -----------------------------------------------------------------------------------------------
+  // --- operator
+  // -----------------------------------------------------------------------------------------------
 
   async #operator(actions: number): Promise<void> {
     for (let i = 0; i < actions; i++) {
@@ -249,7 +253,8 @@ class WholeStack {
     attempt(prng.pick(verbs));
   }
 
-  // --- the end ------------------------------------------------------------------------------------------------
+  // --- the end
+  // ------------------------------------------------------------------------------------------------
 
   /** No more faults; everything that is under way may end. */
   async #endJobs(): Promise<void> {
