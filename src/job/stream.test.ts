@@ -1,28 +1,10 @@
 import { describe, expect, it } from "vitest";
-import { BlockError } from "../base/errors.ts";
 import { Prng } from "../base/prng.ts";
-import type { BlockNode } from "../block/node.ts";
 import { Permission } from "../block/permissions.ts";
 import { contentOf } from "../block/testing/array-world.ts";
-import { type Call, Faults, Gate, inOrder } from "../block/testing/interpose.ts";
+import { type Call, Gate } from "../block/testing/interpose.ts";
 import { rest, Scheduler } from "../block/testing/scheduler.ts";
-import { StreamBench } from "./testing/stream-bench.ts";
-
-const SIZE = 16 * 512;
-
-/** A chain with something of each image showing through, and what the guest sees in it. */
-async function bench(names = "A B C D E", before?: (call: Call) => void) {
-  const bench = new StreamBench();
-  const { world } = bench;
-  const { nodes, guest } = world.chain(names, { size: SIZE, ...(before && { before }) });
-  names.split(" ").forEach((name, at) => {
-    world.fill(name, at * 3, 5);
-  });
-  world.driver(names.split(" ")[1]!).clusters[4] = "zero";
-  const named = Object.fromEntries(nodes.map((node) => [node.name, node])) as Record<string, BlockNode>;
-  const seen = await contentOf(guest.node);
-  return { bench, world, named, guest, seen };
-}
+import { STREAMED_BYTES, StreamBench, streamedChain } from "./testing/stream-bench.ts";
 
 describe("the four examples of the design", () => {
   it.each([
@@ -31,7 +13,7 @@ describe("the four examples of the design", () => {
     ["D", "B", "[A] <- [B] <- [D] <- [E]", ["B.img", "array"], ["C"]],
     ["D", "A", "[A] <- [D] <- [E]", ["A.img", "array"], ["B", "C"]],
   ])("block_stream %s %s leaves %s", async (top, base, drawn, [file, format], gone) => {
-    const { bench: it, world, named, guest, seen } = await bench();
+    const { bench: it, world, named, guest, seen } = await streamedChain();
     const job = await it.run(named[top]!, base === undefined ? undefined : named[base]);
     expect(job.error).toBeUndefined();
     expect(world.drawn(guest.node)).toBe(drawn);
@@ -52,7 +34,7 @@ describe("the four examples of the design", () => {
   });
 
   it("copies only what the layers between hold, in data bytes that it announced before", async () => {
-    const { bench: it, world, named } = await bench();
+    const { bench: it, world, named } = await streamedChain();
     const job = await it.run(named["D"]!, named["A"]);
     // B holds clusters 3 (4 is zero) 5 6 7, C 6 to 10; D has 9 and up itself.
     const copied = world.driver("D").clusters.map((cluster) => (cluster instanceof Buffer ? 1 : cluster));
@@ -63,7 +45,7 @@ describe("the four examples of the design", () => {
 
 describe("a stream", () => {
   it("onto the backing image itself has nothing to do, nor one of an image without", async () => {
-    const { bench: it, world, named, guest } = await bench();
+    const { bench: it, world, named, guest } = await streamedChain();
     expect((await it.run(named["E"]!, named["D"])).length).toBe(0);
     expect((await it.run(named["A"]!, undefined, { id: "job1" })).length).toBe(0);
     expect(world.drawn(guest.node)).toBe("[A] <- [B] <- [C] <- [D] <- [E]");
@@ -77,34 +59,44 @@ describe("a stream", () => {
     ["E", "X", "Node 'X' is not a backing image of 'E'"],
     ["X", undefined, "cannot stream into node 'X': a flat image has no backing link"],
   ])("of %s onto %s is refused by name", async (top, base, words) => {
-    const { bench: it, world, named } = await bench();
-    named["X"] = world.image("X", { size: SIZE, flat: true });
+    const { bench: it, world, named } = await streamedChain();
+    named["X"] = world.image("X", { size: STREAMED_BYTES, flat: true });
     await expect(it.start(named[top]!, base === undefined ? undefined : named[base])).rejects.toThrow(words);
     expect(world.leftovers()).toEqual([]);
     expect(it.events).toEqual([]);
   });
 
   it("of an image onto itself is refused", async () => {
-    const { bench: it, world, named } = await bench();
+    const { bench: it, world, named } = await streamedChain();
     await expect(it.start(named["D"]!, named["D"])).rejects.toThrow("Node 'D' is not a backing image of 'D'");
     expect(world.leftovers()).toEqual([]);
   });
 
   it("of a whole chain takes no other name for a link that it does not write", async () => {
-    const { bench: it, named } = await bench();
+    const { bench: it, named } = await streamedChain();
     await expect(it.start(named["E"]!, undefined, { backingFile: "x" })).rejects.toThrow(
       "backing file specified, but streaming the entire chain",
     );
   });
 
+  it("with nothing to copy rewrites the link where it is told to, also of an intermediate image", async () => {
+    const { bench: it, world, named, guest } = await streamedChain();
+    const job = await it.run(named["D"]!, named["C"], { backingFile: "moved/C.img" });
+    expect([job.error, job.length]).toEqual([undefined, 0]);
+    expect(world.driver("D").links).toEqual([{ file: "moved/C.img", format: "array" }]);
+    expect(world.drawn(guest.node)).toBe("[A] <- [B] <- [C] <- [D] <- [E]");
+    expect(named["D"]!.readOnly).toBe(true);
+    expect(world.leftovers()).toEqual([]);
+  });
+
   it("writes the link that it is told to", async () => {
-    const { bench: it, world, named } = await bench();
+    const { bench: it, world, named } = await streamedChain();
     await it.run(named["E"]!, named["A"], { backingFile: "../elsewhere/A.img" });
     expect(world.driver("E").links).toEqual([{ file: "../elsewhere/A.img", format: "array" }]);
   });
 
   it("links a file that has no format below it as raw: it could not be opened again otherwise", async () => {
-    const { bench: it, world, named } = await bench("A B C");
+    const { bench: it, world, named } = await streamedChain("A B C");
     Object.defineProperty(world.driver("A"), "driverName", { value: "file" });
     Object.defineProperty(world.driver("A"), "growable", { value: true });
     await it.run(named["C"]!, named["A"]);
@@ -112,7 +104,7 @@ describe("a stream", () => {
   });
 
   it("knows before the copy that a base without a name cannot be linked", async () => {
-    const { bench: it, world, named } = await bench("A B C");
+    const { bench: it, world, named } = await streamedChain("A B C");
     Object.defineProperty(named["A"], "filename", { value: "" });
     await expect(it.start(named["C"]!, named["A"])).rejects.toThrow("state one with 'backing-file'");
     expect(world.leftovers()).toEqual([]);
@@ -152,7 +144,7 @@ describe("a stream", () => {
   });
 
   it("leaves a merged image open for those who use it, with its own chain", async () => {
-    const { bench: it, world, named, guest } = await bench();
+    const { bench: it, world, named, guest } = await streamedChain();
     const reader = world.guest(named["C"]!, { needs: Permission.CONSISTENT_READ });
     const seen = await contentOf(named["C"]!);
     await it.run(named["E"]!, undefined);
@@ -165,7 +157,7 @@ describe("a stream", () => {
   });
 
   it("keeps an intermediate top writable when a guest took it over meanwhile", async () => {
-    const { bench: it, world, named, guest } = await bench("A B C D");
+    const { bench: it, world, named, guest } = await streamedChain("A B C D");
     const job = await it.start(named["C"]!, named["A"], { autoFinalize: false });
     await rest();
     // D goes away; C is the active image now.
@@ -196,7 +188,7 @@ describe("who holds a part of a chain", () => {
     ["C", "A", "C"],
     ["C", undefined, "C"],
   ])("refuses a second stream of %s onto %s, and is named", async (top, base, busy) => {
-    const { bench: it, world, named } = await bench();
+    const { bench: it, world, named } = await streamedChain();
     const first = await it.start(named["D"]!, named["B"], { id: "first", autoFinalize: false });
     await rest();
     const second = it.start(named[top]!, base === undefined ? undefined : named[base], { id: "second" });
@@ -211,14 +203,14 @@ describe("who holds a part of a chain", () => {
   });
 
   it("refuses a snapshot of its nodes, but not of others", async () => {
-    const { bench: it, world, named, guest } = await bench();
+    const { bench: it, world, named, guest } = await streamedChain();
     const job = await it.start(named["D"]!, named["B"], { autoFinalize: false });
     await rest();
     for (const name of ["C", "D"]) {
-      const overlay = world.image(`over-${name}`, { size: SIZE });
+      const overlay = world.image(`over-${name}`, { size: STREAMED_BYTES });
       await expect(world.graph.append(named[name]!, overlay)).rejects.toThrow(`Node '${name}' is busy`);
     }
-    await world.graph.append(named["E"]!, world.image("S", { size: SIZE }));
+    await world.graph.append(named["E"]!, world.image("S", { size: STREAMED_BYTES }));
     job.finalize();
     await job.concluded;
     expect(world.drawn(guest.node)).toBe("[A] <- [B] <- [D] <- [E] <- [S]");
@@ -226,7 +218,7 @@ describe("who holds a part of a chain", () => {
   });
 
   it("gives everything back when its id was taken while it was being made", async () => {
-    const { bench: it, world, named } = await bench();
+    const { bench: it, world, named } = await streamedChain();
     const [first, second] = [it.start(named["E"]!, named["D"]), it.start(named["C"]!, named["A"])];
     await expect(Promise.all([first, second])).rejects.toThrow("Job ID 'job0' already in use");
     await (await first).concluded;
@@ -236,7 +228,7 @@ describe("who holds a part of a chain", () => {
   });
 
   it("lets no other job begin before its own top is read-only again", async () => {
-    const { bench: it, world, named } = await bench();
+    const { bench: it, world, named } = await streamedChain();
     const gate = new Gate((call) => call.operation === "setReadOnly");
     world.driver("D").before = gate.before;
     const job = await it.start(named["D"]!, named["B"]);
@@ -263,7 +255,7 @@ describe("the guest wins", () => {
     ["zeroes a part of it", 10, 20, "writeZeroes"],
   ] as const)("over a cluster whose copy-up is held: %s", async (_what, from, bytes, operation) => {
     for (const when of ["before its copy", "while it is read"]) {
-      const { bench: it, world, named, guest, seen } = await bench();
+      const { bench: it, world, named, guest, seen } = await streamedChain();
       const gate = new Gate((call) =>
         when === "before its copy"
           ? call.operation === "copyUp"
@@ -290,152 +282,9 @@ describe("the guest wins", () => {
   });
 });
 
-describe("errors", () => {
-  const failing = (call: Call) => call.operation === "copyUp";
-
-  it("'report' ends the job at the first one, told once, and the chain stays", async () => {
-    const { bench: it, world, named, guest, seen } = await bench();
-    world.driver("E").before = inOrder(() => rest(), new Faults(0, failing, "EIO", 100).before);
-    const job = await it.run(named["E"]!, undefined);
-    expect(job.error).toBe("Input/output error");
-    expect(it.events.filter((event) => event.startsWith("BLOCK_JOB"))).toEqual([
-      "BLOCK_JOB_ERROR job0 report",
-      "BLOCK_JOB_COMPLETED job0",
-    ]);
-    expect(world.drawn(guest.node)).toBe("[A] <- [B] <- [C] <- [D] <- [E]");
-    expect((await contentOf(guest.node)).equals(seen)).toBe(true);
-    expect(world.leftovers()).toEqual([]);
-  });
-
-  it("'ignore' copies the rest, keeps the chain and says so", async () => {
-    const { bench: it, world, named, guest, seen } = await bench();
-    world.driver("E").before = new Faults(0, failing, "EIO", 1).before;
-    const job = await it.run(named["E"]!, undefined, { onError: "ignore" });
-    expect(job.error).toBe("Input/output error");
-    expect(it.events).toContain("BLOCK_JOB_ERROR job0 ignore");
-    expect(world.driver("E").links).toEqual([]);
-    expect(world.drawn(guest.node)).toBe("[A] <- [B] <- [C] <- [D] <- [E]");
-    expect((await contentOf(guest.node)).equals(seen)).toBe(true);
-    expect(world.leftovers()).toEqual([]);
-  });
-
-  it.each([
-    ["stop", "EIO", "failed"],
-    ["stop", "ENOSPC", "nospace"],
-    ["enospc", "ENOSPC", "nospace"],
-    ["enospc", "EDQUOT", "nospace"],
-    ["auto", "ENOSPC", "nospace"],
-  ] as const)("'%s' at %s stands still, and after a resume tries again", async (onError, code, ioStatus) => {
-    const { bench: it, world, named, guest, seen } = await bench();
-    let full = true;
-    const faults = new Faults(0, (call) => full && failing(call), code, 100);
-    world.driver("E").before = inOrder(() => rest(), faults.before);
-    const job = await it.start(named["E"]!, undefined, { onError });
-    for (let tries = 1; tries <= 3; tries++) {
-      while (job.status !== "paused") await rest();
-      expect([job.paused, job.ioStatus]).toEqual([true, ioStatus]);
-      expect(it.events.filter((event) => event === "BLOCK_JOB_ERROR job0 stop")).toHaveLength(tries);
-      full = tries < 3;
-      job.resume();
-      expect(job.ioStatus).toBe("ok");
-      await rest();
-    }
-    await job.concluded;
-    expect(job.error).toBeUndefined();
-    expect(job.offset).toBe(job.length);
-    expect(world.drawn(guest.node)).toBe("[E]");
-    expect((await contentOf(guest.node)).equals(seen)).toBe(true);
-    expect(world.leftovers()).toEqual([]);
-  });
-
-  it("of the link that may have reached the disk: the old one is written again", async () => {
-    const { bench: it, world, named, guest } = await bench();
-    const driver = world.driver("E");
-    const write = driver.changeBackingLink.bind(driver);
-    let failures = 1;
-    driver.changeBackingLink = async (file, format) => {
-      await write(file, format);
-      if (failures-- > 0) throw new BlockError("EIO", "the flush failed");
-    };
-    const job = await it.run(named["E"]!, named["A"]);
-    expect(job.error).toBe("the flush failed");
-    expect(driver.links.map((link) => link.file)).toEqual(["A.img", "D.img"]);
-    expect(world.drawn(guest.node)).toBe("[A] <- [B] <- [C] <- [D] <- [E]");
-    failures = 2;
-    const again = await it.run(named["E"]!, named["A"], { id: "again" });
-    expect(again.error).toContain("keep all images of the chain");
-    expect(world.leftovers()).toEqual([]);
-  });
-
-  it("'enospc' reports what is no lack of space", async () => {
-    const { bench: it, world, named } = await bench();
-    world.driver("E").before = new Faults(0, failing, "EIO").before;
-    const job = await it.run(named["E"]!, undefined, { onError: "enospc" });
-    expect(job.error).toBe("Input/output error");
-  });
-
-  it("'stop' can be cancelled where it stands", async () => {
-    const { bench: it, world, named, guest } = await bench();
-    world.driver("E").before = new Faults(0, failing, "ENOSPC", 100).before;
-    const job = await it.start(named["E"]!, undefined, { onError: "stop" });
-    while (job.status !== "paused") await rest();
-    job.cancel();
-    await job.concluded;
-    expect(it.events.slice(-3)).toEqual(["job0 aborting", "BLOCK_JOB_CANCELLED job0", "job0 concluded"]);
-    expect(world.drawn(guest.node)).toBe("[A] <- [B] <- [C] <- [D] <- [E]");
-    expect(world.leftovers()).toEqual([]);
-  });
-
-  it.each(["report", "ignore", "stop"] as const)(
-    "at any one call, policy '%s': locks, claims and blockers are gone, the chain is the old or the new one",
-    async (onError) => {
-      for (let at = 0; ; at++) {
-        const faults = new Faults(Number.POSITIVE_INFINITY);
-        const {
-          bench: it,
-          world,
-          named,
-          guest,
-          seen,
-        } = await bench("A B C D E", (call) => faults.before(call));
-        const armed = new Faults(at);
-        for (const driver of world.drivers.values()) driver.before = armed.before;
-        const made = await it.start(named["D"]!, named["A"], { onError }).catch((error: Error) => error);
-        if (!(made instanceof Error)) {
-          for (let i = 0; made.status !== "concluded" && i < 10_000; i++) {
-            if (made.status === "paused") made.resume();
-            await rest();
-          }
-        }
-        for (const driver of world.drivers.values()) driver.before = () => {};
-        const where = `call ${at}`;
-        expect(world.leftovers(), where).toEqual([]);
-        const isNew = world.driver("D").details().backingFile === "A.img";
-        expect(world.drawn(guest.node), where).toBe(
-          isNew ? "[A] <- [D] <- [E]" : "[A] <- [B] <- [C] <- [D] <- [E]",
-        );
-        expect((await contentOf(guest.node)).equals(seen), where).toBe(true);
-        for (const node of Object.values(named)) {
-          expect(
-            world.graph.usesOf(node).filter((use) => use.user.includes("stream job")),
-            where,
-          ).toEqual([]);
-        }
-        // The one error left may be that of reopening for reading.
-        if (armed.failed === 0) {
-          expect(made).not.toBeInstanceOf(Error);
-          expect(named["D"]!.readOnly).toBe(true);
-          expect(at).toBeGreaterThan(20);
-          return;
-        }
-      }
-    },
-  );
-});
-
 describe("pause, speed and cancel", () => {
   it("stands still in the middle, with nothing in flight, and goes on where it was", async () => {
-    const { bench: it, world, named, guest, seen } = await bench();
+    const { bench: it, world, named, guest, seen } = await streamedChain();
     const gate = new Gate((call) => call.operation === "copyUp");
     world.driver("E").before = gate.before;
     const job = await it.start(named["E"]!, undefined);

@@ -3,7 +3,8 @@
 import type { Clock } from "../../base/clock.ts";
 import { ManualClock } from "../../base/clock.ts";
 import type { BlockNode } from "../../block/node.ts";
-import { ArrayWorld } from "../../block/testing/array-world.ts";
+import { ArrayWorld, contentOf } from "../../block/testing/array-world.ts";
+import type { Call } from "../../block/testing/interpose.ts";
 import { JobManager } from "../manager.ts";
 import { StreamJob, type StreamSettings } from "../stream.ts";
 
@@ -53,4 +54,21 @@ export class StreamBench {
     await job.concluded;
     return job;
   }
+}
+
+/** Length of the disk of `streamedChain`. */
+export const STREAMED_BYTES = 16 * 512;
+
+/** A chain with something of each image showing through, and what the guest sees in it. */
+export async function streamedChain(names = "A B C D E", before?: (call: Call) => void) {
+  const bench = new StreamBench();
+  const { world } = bench;
+  const { nodes, guest } = world.chain(names, { size: STREAMED_BYTES, ...(before && { before }) });
+  names.split(" ").forEach((name, at) => {
+    world.fill(name, at * 3, 5);
+  });
+  world.driver(names.split(" ")[1]!).clusters[4] = "zero";
+  const named = Object.fromEntries(nodes.map((node) => [node.name, node])) as Record<string, BlockNode>;
+  const seen = await contentOf(guest.node);
+  return { bench, world, named, guest, seen };
 }
