@@ -293,7 +293,20 @@ describe("allocation", () => {
   });
 });
 
-describe("tables that stand past the end of a truncated file", () => {
+describe("what stands past the end of a truncated file", () => {
+  it("data: no write gets there, and the file does not grow", async () => {
+    const b = await bench();
+    await writeAll(b.node, 0, Buffer.alloc(2 * CLUSTER, 1));
+    await b.driver.close();
+    const kept = b.memory.size - CLUSTER;
+    b.memory.truncate(kept);
+    const again = await openImage(b.memory);
+    await writeAll(again.node, 0, Buffer.alloc(CLUSTER, 2));
+    const both = writeAll(again.node, 512, Buffer.alloc(2 * CLUSTER - 512, 3));
+    await expect(both).rejects.toThrow("past the end of the file");
+    expect(b.memory.size).toBe(kept);
+  });
+
   it("an L2 table: an error where its data was, not zeros", async () => {
     const b = await bench();
     await writeAll(b.node, 0, Buffer.alloc(CLUSTER, 1));

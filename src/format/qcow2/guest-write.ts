@@ -21,7 +21,7 @@
 import { buffers } from "../../base/buffer-pool.ts";
 import { isZero } from "../../base/bytes.ts";
 import { both, type Completion } from "../../base/completion.ts";
-import { KiB } from "../../base/units.ts";
+import { alignDown, KiB } from "../../base/units.ts";
 import type { Image } from "./image.ts";
 import {
   ALL_SUBCLUSTERS,
@@ -166,6 +166,9 @@ export class GuestWrite implements Steps {
   #writeInPlace({ hostOffset, bytes }: Mapping): Completion {
     const { image } = this.#parts;
     if (image.overlapsMetadata(hostOffset, bytes)) throw overlap(image, hostOffset);
+    // A cluster that holds data begins inside the file; no refcount speaks of what is behind it.
+    if (alignDown(hostOffset + bytes - 1, image.clusterSize) >= image.file.size)
+      throw outside(image, hostOffset);
     this.#inPlace = bytes;
     return image.file.write(hostOffset, bytes, this.#buffer, this.#at);
   }
@@ -386,6 +389,12 @@ function isSuspect(words: Uint32Array, word: number, extended: boolean, clusterS
   if (!extended) return false;
   const allocated = words[word + 3]!;
   return (words[word + 2]! & allocated) !== 0 || (offset === 0 && allocated !== 0);
+}
+
+function outside(image: Image, hostOffset: number): Error {
+  return image.damaged(
+    `Preventing invalid write past the end of the file (guest data at host offset 0x${hostOffset.toString(16)})`,
+  );
 }
 
 function overlap(image: Image, hostOffset: number): Error {
