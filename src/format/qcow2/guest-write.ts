@@ -21,7 +21,7 @@
 import { buffers } from "../../base/buffer-pool.ts";
 import { isZero } from "../../base/bytes.ts";
 import { both, type Completion } from "../../base/completion.ts";
-import { alignDown, KiB } from "../../base/units.ts";
+import { KiB } from "../../base/units.ts";
 import type { Image } from "./image.ts";
 import {
   ALL_SUBCLUSTERS,
@@ -166,9 +166,7 @@ export class GuestWrite implements Steps {
   #writeInPlace({ hostOffset, bytes }: Mapping): Completion {
     const { image } = this.#parts;
     if (image.overlapsMetadata(hostOffset, bytes)) throw overlap(image, hostOffset);
-    // A cluster that holds data begins inside the file; no refcount speaks of what is behind it.
-    if (alignDown(hostOffset + bytes - 1, image.clusterSize) >= image.file.size)
-      throw outside(image, hostOffset);
+    if (image.isPastEnd(hostOffset, bytes)) throw outside(image, hostOffset);
     this.#inPlace = bytes;
     return image.file.write(hostOffset, bytes, this.#buffer, this.#at);
   }

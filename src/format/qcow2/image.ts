@@ -14,7 +14,7 @@ import type { Clock } from "../../base/clock.ts";
 import type { Completion } from "../../base/completion.ts";
 import { BlockError } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
-import { divideUp } from "../../base/units.ts";
+import { alignDown, divideUp } from "../../base/units.ts";
 import { ClusterLocks } from "../../block/cluster-locks.ts";
 import type { DriverHost } from "../../block/driver.ts";
 import type { BlockNode } from "../../block/node.ts";
@@ -276,6 +276,11 @@ export class Image {
       if (this.#metadata.has(cluster)) return true;
     }
     return false;
+  }
+
+  /** Whether a cluster there begins past the end of the file: it cannot be one that holds data. */
+  isPastEnd(hostOffset: number, bytes: number): boolean {
+    return alignDown(hostOffset + bytes - 1, this.clusterSize) >= this.file.size;
   }
 
   addMetadata(first: number, count: number): void {

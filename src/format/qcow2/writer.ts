@@ -88,7 +88,8 @@ export class Writer {
     const mapping = this.#mapping;
     if (mapping.lookup(offset, bytes) !== RunKind.DATA) return false;
     if (!mapping.copied || mapping.bytes !== bytes) return false;
-    return !this.#image.overlapsMetadata(mapping.hostOffset, bytes);
+    const { hostOffset } = mapping;
+    return !this.#image.overlapsMetadata(hostOffset, bytes) && !this.#image.isPastEnd(hostOffset, bytes);
   }
 
   async #unlockAfter(done: Promise<void>, first: number, count: number): Promise<void> {
