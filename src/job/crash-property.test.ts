@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { runCrashes } from "./testing/crash-run.ts";
 
 // More runs, and the repetition of one: scripts/property-test.
-const RUNS = Number(process.env["STRATA_PROPERTY_RUNS"] ?? 24);
+const RUNS = Number(process.env["STRATA_PROPERTY_RUNS"] ?? 30);
 const FIRST_SEED = Number(process.env["STRATA_PROPERTY_SEED"] ?? 1);
 
 /** Seeds that showed a bug once. */

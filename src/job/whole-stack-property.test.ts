@@ -6,7 +6,7 @@ import { describe, expect, it } from "vitest";
 import { runWholeStack } from "./testing/whole-stack-run.ts";
 
 // More runs, and the repetition of one: scripts/property-test.
-const RUNS = Number(process.env["STRATA_PROPERTY_RUNS"] ?? 1200);
+const RUNS = Number(process.env["STRATA_PROPERTY_RUNS"] ?? 2000);
 const FIRST_SEED = Number(process.env["STRATA_PROPERTY_SEED"] ?? 1);
 const BATCHES = 4;
 

@@ -59,9 +59,9 @@ export class DiskModel {
     if (written === undefined) this.content.fill(0, offset, offset + bytes);
     else written.copy(this.content, offset);
     this.#doubt.fill(Doubt.NONE, offset, offset + bytes);
-    contested?.forEach((flag, i) => {
-      if (flag === 1) this.#doubt[offset + i] = Doubt.ANYTHING;
-    });
+    for (let i = 0; contested !== undefined && i < bytes; i++) {
+      if (contested[i] === 1) this.#doubt[offset + i] = Doubt.ANYTHING;
+    }
   }
 
   discarded(request: ModelRequest): void {
