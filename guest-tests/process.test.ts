@@ -1,10 +1,12 @@
 // The daemon as a process: in the background, with its pid file, its signals, and sockets that it connects to
 // itself.
 
+import { spawn } from "node:child_process";
 import { existsSync, readFileSync, symlinkSync } from "node:fs";
 import { createConnection, createServer, type Socket } from "node:net";
 import path from "node:path";
 import { expect, it, onTestFinished } from "vitest";
+import { NbdClient } from "../nbd/client.ts";
 import { KiB, MiB } from "../src/base/units.ts";
 import { Chain, checkClean, compareImages } from "./harness/chain.ts";
 import {
@@ -15,7 +17,7 @@ import {
   startDaemon,
 } from "./harness/daemon.ts";
 import { HmpClient } from "./harness/hmp-client.ts";
-import { within } from "./harness/patience.ts";
+import { later, within } from "./harness/patience.ts";
 import { QmpClient } from "./harness/qmp-client.ts";
 import { scratchDirectory } from "./harness/scratch.ts";
 import { exportArguments, serveChain } from "./harness/serve.ts";
@@ -148,3 +150,46 @@ it.skipIf(IS_REFERENCE)("an HMP monitor on a socket that the daemon connects to"
   const hmp = await HmpClient.over(await outgoing.connection);
   expect(await hmp.type("info block-jobs")).toBe("No active jobs");
 });
+
+it("clients that come while the command line is carried out see all of it, not a part", async () => {
+  const directory = scratchDirectory();
+  const image = path.join(directory, "disk.img");
+  await run("qemu-img", "create", "-q", "-f", "qcow2", image, "1M");
+  const monitor = await listen(path.join(directory, "monitor.sock"));
+  const [program, ...leading] = DAEMON_COMMAND;
+  // The device that waits for its peer stands between the sockets and the export.
+  const child = spawn(
+    program!,
+    [
+      ...leading,
+      ...["--chardev", `socket,id=m,path=${directory}/monitor.sock`, "--monitor", "chardev=m"],
+      ...nbdServerArguments(directory),
+      ...["--chardev", `socket,id=late,path=${directory}/late.sock,server=on,wait=on`],
+      ...["--blockdev", `driver=qcow2,node-name=disk,file.driver=file,file.filename=${image}`],
+      ...exportArguments("disk", "disk"),
+    ],
+    { stdio: ["ignore", "ignore", "inherit"] },
+  );
+  onTestFinished(() => {
+    child.kill("SIGKILL");
+  });
+  const qmp = new QmpClient(await within(monitor.connection, () => "the daemon does not connect"));
+  const negotiated = later(qmp.execute("qmp_capabilities"));
+  const exports = later(qmp.execute("query-block-exports"));
+  const late = path.join(directory, "late.sock");
+  await within(appears(late), () => "the device that waits is not there");
+  const client = later(NbdClient.connect(`nbd+unix:///disk?socket=${directory}/nbd.sock`));
+  const peer = createConnection(late);
+  onTestFinished(() => {
+    peer.destroy();
+  });
+  await negotiated;
+  expect(await exports).toMatchObject([{ id: "export-of-disk" }]);
+  expect((await client).size).toBe(MiB);
+  (await client).destroy();
+});
+
+/** Done when a file of this name is there. */
+async function appears(file: string): Promise<void> {
+  while (!existsSync(file)) await new Promise(setImmediate);
+}

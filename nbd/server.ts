@@ -56,6 +56,8 @@ export class NbdServer {
   readonly #clearStaleSocket: (path: string) => Promise<void>;
   #maxConnections: number;
   #closing = false;
+  /** Clients that wait until they are admitted; undefined: they come in at once. */
+  #held: net.Socket[] | undefined;
   #onNoConnections: (() => void) | undefined;
 
   constructor(options: NbdServerOptions = {}) {
@@ -82,6 +84,17 @@ export class NbdServer {
     );
     this.#listeners.push(listener);
     return listener.address;
+  }
+
+  /** Lets clients connect and wait, until `admit`: who comes while exports are set up shall find them all. */
+  hold(): void {
+    this.#held ??= [];
+  }
+
+  admit(): void {
+    const held = this.#held ?? [];
+    this.#held = undefined;
+    for (const socket of held) this.#accept(socket);
   }
 
   get addresses(): readonly ListenAddress[] {
@@ -143,6 +156,7 @@ export class NbdServer {
   async close(graceMs: number = GRACE_MS_DEFAULT): Promise<boolean> {
     this.#closing = true;
     for (const connection of this.#connections) connection.shutDown();
+    this.admit();
     await Promise.all(this.#listeners.splice(0).map((listener) => listener.close()));
     if (await this.#noConnections(graceMs)) return true;
     for (const connection of this.#connections) connection.destroy();
@@ -164,6 +178,10 @@ export class NbdServer {
   }
 
   #accept(socket: net.Socket): void {
+    if (this.#held !== undefined) {
+      this.#held.push(socket);
+      return;
+    }
     const full = this.#maxConnections > 0 && this.#connections.size >= this.#maxConnections;
     if (full || this.#closing) {
       if (full) this.#logger.warn(`NBD server: connection refused, ${this.#maxConnections} are open already`);

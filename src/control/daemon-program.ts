@@ -79,7 +79,9 @@ async function serve(options: DaemonOptions, inBackground: boolean): Promise<voi
 }
 
 async function runSteps(daemon: Daemon, { steps }: DaemonOptions): Promise<void> {
+  daemon.holdClients();
   for (const step of steps) await runStep(daemon, step);
+  daemon.admitClients();
 }
 
 /** A step may wait for a peer for ever; a signal ends that. */

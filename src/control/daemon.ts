@@ -5,6 +5,8 @@
 //      and told.
 //   3. Commands that are under way when the end begins are waited for, for a while; later ones are refused.
 //      So nothing is opened or started behind the back of the end.
+//   4. While the command line is carried out, commands and NBD clients wait: they see all of it, never a
+//      part.
 
 import type { Clock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
@@ -46,6 +48,8 @@ export class Daemon {
   #requestQuit!: () => void;
   #shutdown: Promise<void> | undefined;
   readonly #commands = new Set<Promise<unknown>>();
+  #admitted: Promise<void> | undefined;
+  #admit = () => {};
 
   constructor({ drivers, clock, wallClock, logger }: DaemonParts) {
     this.clock = clock;
@@ -111,10 +115,25 @@ export class Daemon {
     );
   }
 
+  /** Commands and NBD clients wait from now on, until `admitClients` or the end. */
+  holdClients(): void {
+    this.exports.holdClients();
+    this.#admitted = new Promise((resolve) => {
+      this.#admit = resolve;
+    });
+  }
+
+  admitClients(): void {
+    this.#admitted = undefined;
+    this.#admit();
+    this.exports.admitClients();
+  }
+
   /**
    * Runs a command that changes or looks at the daemon. @throws BlockError ESHUTDOWN when the end has begun
    */
   async during<T>(run: () => Promise<T>): Promise<T> {
+    if (this.#admitted !== undefined) await this.#admitted;
     if (this.#shutdown !== undefined) throw new BlockError("ESHUTDOWN", "the daemon is shutting down");
     const running = run();
     this.#commands.add(running);
@@ -130,6 +149,7 @@ export class Daemon {
    */
   shutDown(): Promise<void> {
     this.#shutdown ??= this.#endAll();
+    this.admitClients();
     return this.#shutdown;
   }
 

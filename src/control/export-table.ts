@@ -47,6 +47,7 @@ export class ExportTable {
   readonly #deleted: (id: string) => void;
   #server: NbdServer | undefined;
   #starting = false;
+  #holding = false;
 
   /** `deleted` is told the id of an export when it is gone. */
   constructor(graph: Graph, logger: Logger, deleted: (id: string) => void) {
@@ -93,6 +94,7 @@ export class ExportTable {
       ...(maxConnections === undefined ? {} : { maxConnections }),
       ...(handshakeMs === undefined ? {} : { handshakeMs }),
     });
+    if (this.#holding) server.hold();
     this.#starting = true;
     try {
       await removeStale(address);
@@ -117,6 +119,17 @@ export class ExportTable {
     for (const entry of this.#exports.values()) entry.shuttingDown = true;
     await server.close();
     for (const entry of this.entries.reverse()) await this.#letGo(entry);
+  }
+
+  /** Clients wait from now on, also those of a server that starts later, until `admitClients`. */
+  holdClients(): void {
+    this.#holding = true;
+    this.#server?.hold();
+  }
+
+  admitClients(): void {
+    this.#holding = false;
+    this.#server?.admit();
   }
 
   #runningServer(): NbdServer {

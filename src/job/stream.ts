@@ -42,10 +42,11 @@ export interface StreamTarget {
 
 /** Bytes that one copy-up asks for: QEMU's STREAM_CHUNK. A guest write waits for one of them at the most. */
 const CHUNK_BYTES = 512 * KiB;
-/** The same while guests are at work: copying it takes about as long as serving a few of their requests. */
-const CHUNK_BYTES_BUSY = 128 * KiB;
-/** Chunks in flight when the host makes us wait. */
+/**
+ * Chunks in flight. They are copied by the thread pool, so while guests are at work fewer cores are taken.
+ */
 const WINDOW_CHUNKS = 4;
+const WINDOW_CHUNKS_BUSY = 1;
 /** How much of the disk the planner looks at before others have a turn. */
 const PLAN_BYTES = 64 * CHUNK_BYTES;
 
@@ -70,7 +71,7 @@ export class StreamJob extends Job {
   /** Chunks that failed and wait for a resume under the policy `stop`. */
   readonly #retry: Chunk[] = [];
   #failure: { error: unknown } | undefined;
-  /** The guests' requests when the last chunk was planned. */
+  /** The guests' requests when the last chunk was begun. */
   #guestRequests = 0;
 
   private constructor(
@@ -222,7 +223,7 @@ export class StreamJob extends Job {
       if (this.#failure !== undefined) throw this.#failure.error;
       if (this.isAskedToStop) await this.#standStill(pending);
       const again = this.#retry.shift();
-      const chunk = again ?? (await this.#plan(offset, this.#chunkBytes(), PLAN_BYTES));
+      const chunk = again ?? (await this.#plan(offset, CHUNK_BYTES, PLAN_BYTES));
       if (chunk === undefined) {
         await Promise.all(pending);
         if (this.#retry.length === 0 && this.#failure === undefined && !this.isAskedToStop) return;
@@ -241,16 +242,12 @@ export class StreamJob extends Job {
     }
   }
 
-  /** Guests first: while they are at work, less is copied between two of their turns. */
-  #chunkBytes(): number {
+  /** Guests first: while they are at work, or the speed is limited, one chunk at a time. */
+  #windowChunks(): number {
     const requests = this.#graph.guestRequests;
     const busy = requests !== this.#guestRequests;
     this.#guestRequests = requests;
-    return busy ? CHUNK_BYTES_BUSY : CHUNK_BYTES;
-  }
-
-  #windowChunks(): number {
-    return this.speed === 0 ? WINDOW_CHUNKS : 1;
+    return busy || this.speed !== 0 ? WINDOW_CHUNKS_BUSY : WINDOW_CHUNKS;
   }
 
   async #standStill(pending: Set<Promise<void>>): Promise<void> {
