@@ -106,14 +106,8 @@ async function streamed(peer: Peer): Promise<void> {
 }
 
 const SIZE = `size=${DISK_BYTES}`;
-/** One write of 4 KiB into each cluster of the disk. */
-const FIRST_WRITES = [
-  "rw=randwrite",
-  "bs=4k",
-  "ba=64k",
-  SIZE,
-  `io_size=${(DISK_BYTES / CLUSTER_BYTES) * 4096}`,
-];
+/** One write of 4 KiB into each cluster of the disk, one cluster after the other. */
+const FIRST_WRITES = ["rw=write:60k", "bs=4k", SIZE, `io_size=${(DISK_BYTES / CLUSTER_BYTES) * 4096}`];
 
 export const WORKS: readonly Work[] = [
   fioWork("read 4 KiB random, depth 1", "empty", ["rw=randread", "bs=4k", "iodepth=1", SIZE]),
