@@ -61,8 +61,7 @@ export class Graph {
     this.#logger = logger;
   }
 
-  // --- names
-  // --------------------------------------------------------------------------------------------------
+  // --- names -------------------------------------------------------------------------------------
 
   /** All nodes, newest last. */
   get nodes(): IterableIterator<BlockNode> {
@@ -110,8 +109,7 @@ export class Graph {
     this.#nodes.set(node.name, node);
   }
 
-  // --- uses
-  // ---------------------------------------------------------------------------------------------------
+  // --- uses --------------------------------------------------------------------------------------
 
   /** Takes hold of `node`. @throws BlockError EPERM when it is read-only or others forbid what is needed */
   use(node: BlockNode, request: UseRequest): NodeUse {
@@ -165,8 +163,7 @@ export class Graph {
     return children.flatMap((child) => this.usesOf(child).filter((use) => use.parent === node));
   }
 
-  // --- links
-  // --------------------------------------------------------------------------------------------------
+  // --- links -------------------------------------------------------------------------------------
 
   /** Runs one change of the graph after the other. */
   exclusively<T>(change: () => Promise<T>): Promise<T> {

@@ -104,8 +104,7 @@ export class BlockNode implements DriverHost {
     return this.#quiesced > 0;
   }
 
-  // --- requests
-  // -----------------------------------------------------------------------------------------------
+  // --- requests ----------------------------------------------------------------------------------
 
   /** Fills `buffer[at .. at+bytes)` with what the guest sees at `offset`. */
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
@@ -216,8 +215,7 @@ export class BlockNode implements DriverHost {
     return this.#enter(true, 0, 0, (driver) => driver.truncate(size));
   }
 
-  // --- state
-  // --------------------------------------------------------------------------------------------------
+  // --- state -------------------------------------------------------------------------------------
 
   /**
    * Stops new requests at the door and waits until those inside have settled. Each call needs one `resume`.
@@ -294,8 +292,7 @@ export class BlockNode implements DriverHost {
     return this.driver.counters?.() ?? {};
   }
 
-  // --- inside
-  // -------------------------------------------------------------------------------------------------
+  // --- inside ------------------------------------------------------------------------------------
 
   #enter(
     writes: boolean,

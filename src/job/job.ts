@@ -100,8 +100,7 @@ export abstract class Job {
     return this.#cancelled && this.#status === "concluded" ? "Operation canceled" : undefined;
   }
 
-  // --- verbs
-  // --------------------------------------------------------------------------------------------------
+  // --- verbs -------------------------------------------------------------------------------------
 
   /** Gives back what a job holds that is not to be started. */
   abandon(): Promise<void> {
@@ -168,8 +167,7 @@ export abstract class Job {
     this.#move("null");
   }
 
-  // --- for the work
-  // -------------------------------------------------------------------------------------------
+  // --- for the work ------------------------------------------------------------------------------
 
   /** Whether the work should come to its checkpoint: a pause or a cancel waits there. */
   protected get isAskedToStop(): boolean {
@@ -205,8 +203,7 @@ export abstract class Job {
     if (this.ioStatus === "ok") this.ioStatus = noSpace ? "nospace" : "failed";
   }
 
-  // --- life
-  // ---------------------------------------------------------------------------------------------------
+  // --- life --------------------------------------------------------------------------------------
 
   async #live(): Promise<void> {
     try {

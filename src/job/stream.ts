@@ -177,8 +177,7 @@ export class StreamJob extends Job {
     if (failure !== undefined) throw failure.error;
   }
 
-  // --- the copy
-  // -----------------------------------------------------------------------------------------------
+  // --- the copy ----------------------------------------------------------------------------------
 
   override get hasNothingToDo(): boolean {
     return this.#merged.length === 0;
@@ -329,8 +328,7 @@ export class StreamJob extends Job {
     return lowest.backing;
   }
 
-  // --- the commit point
-  // ---------------------------------------------------------------------------------------
+  // --- the commit point --------------------------------------------------------------------------
 
   protected override prepare(): Promise<void> {
     if (this.hasNothingToDo && this.#backingFile === undefined) return Promise.resolve();

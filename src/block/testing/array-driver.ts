@@ -167,8 +167,7 @@ export class ArrayDriver implements Driver {
     await this.before({ node: this.#host.name, operation: "close", offset: 0, bytes: 0 });
   }
 
-  // --- inside
-  // -------------------------------------------------------------------------------------------------
+  // --- inside ------------------------------------------------------------------------------------
 
   #call(operation: string, offset: number, bytes: number, run: () => Completion): Completion {
     assert(!this.closed, `${operation} of closed node '${this.#host.name}'`);

@@ -128,8 +128,7 @@ class Demo {
     return path.join(this.#directory, name === "A" ? "A.raw" : `${name}.qcow2`);
   }
 
-  // --- the chain
-  // ----------------------------------------------------------------------------------------------
+  // --- the chain ---------------------------------------------------------------------------------
 
   async #buildChain(): Promise<void> {
     this.#say(
@@ -206,8 +205,7 @@ class Demo {
     return changes;
   }
 
-  // --- the merges
-  // ---------------------------------------------------------------------------------------------
+  // --- the merges --------------------------------------------------------------------------------
 
   async #merge({ top, base, title }: { top: string; base: string; title: string }): Promise<void> {
     const { terminal, clock } = this.#context;
@@ -250,8 +248,7 @@ class Demo {
     this.#say(`\n${title}\n\n${indented(picture)}`);
   }
 
-  // --- the end
-  // ------------------------------------------------------------------------------------------------
+  // --- the end -----------------------------------------------------------------------------------
 
   async #finish(): Promise<void> {
     await this.#guest.rest();

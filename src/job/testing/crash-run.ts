@@ -69,8 +69,7 @@ class CrashRun {
     this.#scheduler = new Scheduler(this.#prng, { waitChance: this.#prng.pick([0.1, 0.5, 1]) });
   }
 
-  // --- the merge
-  // ----------------------------------------------------------------------------------------------
+  // --- the merge ---------------------------------------------------------------------------------
 
   async merge(): Promise<void> {
     const prng = this.#prng;
@@ -141,8 +140,7 @@ class CrashRun {
     if (fua) this.#model.acknowledge([...covered, write], this.#now);
   }
 
-  // --- the crashes
-  // --------------------------------------------------------------------------------------------
+  // --- the crashes -------------------------------------------------------------------------------
 
   async crashes(): Promise<CrashReport> {
     for (let at = Math.max(0, this.#window.from - 2); at <= Math.min(this.#window.to + 2, this.#now); at++) {

@@ -114,8 +114,7 @@ class WholeStack {
     return this.#scheduler.step(kind);
   }
 
-  // --- guests
-  // -------------------------------------------------------------------------------------------------
+  // --- guests ------------------------------------------------------------------------------------
 
   async #client(requests: number): Promise<void> {
     for (let i = 0; i < requests; i++) {
@@ -177,8 +176,7 @@ class WholeStack {
     if (this.#faults === 0 || !(error instanceof BlockError)) throw error;
   }
 
-  // --- operator
-  // -----------------------------------------------------------------------------------------------
+  // --- operator ----------------------------------------------------------------------------------
 
   async #operator(actions: number): Promise<void> {
     for (let i = 0; i < actions; i++) {
@@ -253,8 +251,7 @@ class WholeStack {
     attempt(prng.pick(verbs));
   }
 
-  // --- the end
-  // ------------------------------------------------------------------------------------------------
+  // --- the end -----------------------------------------------------------------------------------
 
   /** No more faults; everything that is under way may end. */
   async #endJobs(): Promise<void> {
