@@ -7,7 +7,15 @@ import { BlockError } from "../../base/errors.ts";
 import { isNodeName } from "../../block/graph.ts";
 import type { ArgumentSpec, ArgumentValues } from "./arguments.ts";
 import { parseArguments, usageOf } from "./arguments.ts";
-import { infoBlock, infoBlockJobs, infoChain, infoJobs, infoNamedBlockNodes, infoVersion } from "./info.ts";
+import {
+  infoBlock,
+  infoBlockJobs,
+  infoChain,
+  infoCounters,
+  infoJobs,
+  infoNamedBlockNodes,
+  infoVersion,
+} from "./info.ts";
 import { splitLine } from "./line.ts";
 import { findBase, findDevice, findImage } from "./names.ts";
 import type { HmpTarget } from "./target.ts";
@@ -113,6 +121,7 @@ const INFO: Readonly<Record<string, { help: string; show(target: HmpTarget): Pro
   block: { help: "the devices that are served, and their chains", show: infoBlock },
   "block-jobs": { help: "merges and other block jobs under way", show: infoBlockJobs },
   chain: { help: "the images of each device, oldest first", show: infoChain },
+  counters: { help: "requests, cluster locks, caches and flushes of each image", show: infoCounters },
   jobs: { help: "all jobs", show: infoJobs },
   "named-block-nodes": { help: "all nodes of the graph", show: infoNamedBlockNodes },
   version: { help: "the version of this daemon", show: infoVersion },

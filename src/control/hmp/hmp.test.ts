@@ -127,6 +127,13 @@ describe("the lines of the monitor", () => {
     );
   });
 
+  it("info counters shows what a node and its driver count", async () => {
+    const target = new FakeTarget();
+    target.chain.splice(1);
+    Object.assign(target.chain[0]!, { counters: { reads: 7 }, driverCounters: () => ({ "lock-waits": 2 }) });
+    expect(await runHmpLine(target, "info counters")).toBe("node-A:\n    reads:      7\n    lock-waits: 2\n");
+  });
+
   it("help has a line for every command, and info for every topic", async () => {
     const target = new FakeTarget();
     const help = (await runHmpLine(target, "help")).trimEnd().split("\n");

@@ -103,3 +103,19 @@ export async function infoVersion(target: HmpTarget): Promise<string> {
   const { major, minor, micro } = version.qemu;
   return `${major}.${minor}.${micro}${version.package === "" ? "" : ` (${version.package})`}\n`;
 }
+
+/** What each image has served, and what its driver counts: locks, caches, flushes. */
+export function infoCounters(target: HmpTarget): string {
+  const shown = images([...target.nodes()]);
+  if (shown.length === 0) return "No block nodes\n";
+  return shown
+    .map((node) => `${node.name}:\n` + counterLines({ ...node.counters, ...node.driverCounters() }))
+    .join("");
+}
+
+function counterLines(counters: Readonly<Record<string, number>>): string {
+  const width = Math.max(...Object.keys(counters).map((name) => name.length));
+  return Object.entries(counters)
+    .map(([name, value]) => `    ${`${name}:`.padEnd(width + 1)} ${Math.round(value * 1000) / 1000}\n`)
+    .join("");
+}
