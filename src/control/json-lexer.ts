@@ -6,6 +6,7 @@
 //      everything is skipped up to a structural character or a control character, so that a monitor finds its
 //      feet again.
 //   3. Strings are not looked into: the parser decodes them.
+//   4. A token grows by what a piece holds of it, not by the byte: each addition costs memory of its own.
 //
 // The text of a token is its bytes as latin1: one character per byte.
 
@@ -56,20 +57,25 @@ type Step = State | TokenKind | "ends before";
 export class JsonLexer {
   readonly #sink: TokenSink;
   #state: State = State.START;
+  /** What earlier pieces held of the token that is being gathered. */
   #token = "";
+  /** Where it begins, or goes on, in the piece that is being read. */
+  #from = 0;
 
   constructor(sink: TokenSink) {
     this.#sink = sink;
   }
 
-  /** Bytes of the token that is being gathered. */
+  /** Bytes of the token that is being gathered, between pieces. */
   get pendingBytes(): number {
     return this.#token.length;
   }
 
   feed(bytes: Buffer): void {
     const text = bytes.toString("latin1");
+    this.#from = 0;
     for (let at = 0; at < text.length; ) at = this.#advance(text, at);
+    if (this.#state !== State.START && this.#state !== State.RECOVERY) this.#token += text.slice(this.#from);
   }
 
   /** Says that nothing follows: a number or a word that waited for its end is complete, a string is not. */
@@ -89,29 +95,22 @@ export class JsonLexer {
   /** Deals with the byte at `at`, or with a run of a string; gives where to go on. */
   #advance(text: string, at: number): number {
     const run = plainRun(this.#state, text, at);
-    if (run > at) {
-      this.#token += text.slice(at, run);
-      return run;
-    }
+    if (run > at) return run;
     const byte = text.charCodeAt(at);
     if (this.#state === State.RECOVERY) {
       if (endsRecovery(byte)) this.#state = State.START;
       else return at + 1;
     }
+    if (this.#state === State.START) this.#from = at;
     const step = next(this.#state, byte);
     if (step === "ends before") {
-      this.#emit(kindEndingIn(this.#state)!, this.#token);
+      this.#emit(kindEndingIn(this.#state)!, this.#token + text.slice(this.#from, at));
       return at;
     }
-    if (step === "error") this.#fail(this.#token + text[at]);
-    else if (typeof step === "string") this.#emit(step, this.#token + text[at]);
-    else this.#enter(step, text[at]!);
+    if (step === "error") this.#fail(this.#token + text.slice(this.#from, at + 1));
+    else if (typeof step === "string") this.#emit(step, this.#token + text.slice(this.#from, at + 1));
+    else this.#state = step;
     return at + 1;
-  }
-
-  #enter(state: State, character: string): void {
-    this.#state = state;
-    if (state !== State.START) this.#token += character;
   }
 
   #emit(kind: TokenKind, text: string): void {

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { KiB, MiB } from "../base/units.ts";
 import { JSON_BYTES_MAX, JSON_DEPTH_MAX, JsonStream, parseJson } from "./json-stream.ts";
 import { JsonFloat, type JsonValue } from "./json-value.ts";
 import { writeJson } from "./json-writer.ts";
@@ -102,6 +103,17 @@ describe("limits", () => {
     ];
     expect(hear(pieces)[0]).toEqual({ error: "JSON token size limit exceeded" });
     expect(hear([...pieces, Buffer.from('\n{"a":1}')]).at(-1)).toEqual({ value: { a: 1 } });
+  });
+});
+
+describe("memory", () => {
+  it.each(["1", "\\n", "a"])("a long token of %j costs little more than its bytes", (unit) => {
+    const piece = Buffer.from(unit.repeat((64 * KiB) / unit.length));
+    const stream = new JsonStream({ value: () => {}, error: () => {} });
+    stream.feed(Buffer.from(unit === "\\n" ? '"' : unit));
+    const before = process.memoryUsage().heapUsed;
+    for (let pieces = 0; pieces < 256; pieces++) stream.feed(piece);
+    expect(process.memoryUsage().heapUsed - before).toBeLessThan(128 * MiB);
   });
 });
 

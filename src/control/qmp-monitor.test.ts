@@ -195,6 +195,24 @@ describe("a monitor that connects by itself", () => {
   });
 });
 
+describe("a flood", () => {
+  it("lets everybody else have a turn between two commands", async () => {
+    const client = await negotiated("a");
+    const COMMANDS = 200;
+    let turns = 0;
+    let counting = true;
+    const count = () => {
+      turns++;
+      if (counting) setImmediate(count);
+    };
+    client.send('{"execute":"query-jobs"}'.repeat(COMMANDS));
+    count();
+    for (let answered = 0; answered < COMMANDS; answered++) await client.nextMessage();
+    counting = false;
+    expect(turns).toBeGreaterThan(COMMANDS / 2);
+  });
+});
+
 describe("the end", () => {
   it("answers quit when everything is closed, and asks the program to end", async () => {
     const client = await negotiated("a");

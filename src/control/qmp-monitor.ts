@@ -2,6 +2,7 @@
 //
 //   1. Commands of a client run one after the other, in order; each is answered before the next one begins.
 //   2. Events go to every client that has ended its negotiation, in the order in which they happen.
+//      Between two of them guests and other clients have a turn, however many came at once.
 //   3. A client that sends without reading is slowed: beyond a few waiting commands, its input is not read.
 //      One that does not read events is hung up on before it costs memory without bound.
 
@@ -96,6 +97,7 @@ class QmpSession {
     for (let next = this.#waiting.shift(); next !== undefined; next = this.#waiting.shift()) {
       this.#send(await this.#answer(next));
       if (this.#waiting.length < WAITING_MAX && !this.#gone) this.#peer.input?.resume();
+      if (this.#waiting.length > 0) await this.#daemon.clock.turn();
     }
     this.#running = false;
   }

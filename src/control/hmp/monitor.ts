@@ -34,7 +34,11 @@ export class HmpMonitor implements Frontend {
 /** The daemon as the human monitor sees it. */
 export function hmpTarget(daemon: Daemon): HmpTarget {
   return {
-    execute: (command, args) => runCommand(daemon, command, args as JsonObject),
+    execute: async (command, args) => {
+      // However many lines came at once, guests and other clients have a turn between two of them.
+      await daemon.clock.turn();
+      return runCommand(daemon, command, args as JsonObject);
+    },
     devices: () =>
       daemon.exports.entries.map(({ id, name, backend }) => ({
         name,
