@@ -307,6 +307,18 @@ describe("what stands past the end of a truncated file", () => {
     expect(b.memory.size).toBe(kept);
   });
 
+  it("data: an error for the guest and for a copy, not zeros; the last cluster may end early", async () => {
+    const b = await bench();
+    await writeAll(b.node, 0, Buffer.alloc(2 * CLUSTER, 1));
+    await b.driver.close();
+    b.memory.truncate(b.memory.size - CLUSTER - 100);
+    const again = await openImage(b.memory, { readOnly: true });
+    const first = await readAll(again.node, 0, CLUSTER);
+    expect(first.equals(Buffer.concat([Buffer.alloc(CLUSTER - 100, 1), Buffer.alloc(100)]))).toBe(true);
+    await expect(readAll(again.node, CLUSTER, 512)).rejects.toMatchObject({ code: "EIO" });
+    await expect(readAll(again.node, 0, 2 * CLUSTER)).rejects.toThrow("lies past the end of the file");
+  });
+
   it("an L2 table: an error where its data was, not zeros", async () => {
     const b = await bench();
     await writeAll(b.node, 0, Buffer.alloc(CLUSTER, 1));

@@ -9,6 +9,7 @@
 
 import { buffers } from "../../base/buffer-pool.ts";
 import { type Completion, settleAll } from "../../base/completion.ts";
+import { BlockError } from "../../base/errors.ts";
 import { decompressCluster } from "./compressed.ts";
 import { DecodedClusters } from "./decoded-clusters.ts";
 import type { Image } from "./image.ts";
@@ -89,7 +90,7 @@ export class Reader {
   #readRun(kind: RunKind, offset: number, bytes: number, buffer: Buffer, at: number): Completion {
     switch (kind) {
       case RunKind.DATA:
-        return this.#image.file.read(this.#mapping.hostOffset, bytes, buffer, at);
+        return this.#readData(this.#mapping.hostOffset, bytes, buffer, at);
       case RunKind.UNALLOCATED:
         return this.readBacking(offset, bytes, buffer, at);
       case RunKind.ZERO:
@@ -100,6 +101,18 @@ export class Reader {
       default:
         throw this.invalid(offset, this.#mapping);
     }
+  }
+
+  /** A cluster may end past the end of the file, but not begin there: then the file was truncated. */
+  #readData(hostOffset: number, bytes: number, buffer: Buffer, at: number): Completion {
+    const { file } = this.#image;
+    if (hostOffset + bytes > file.size && this.#image.isPastEnd(hostOffset, bytes)) {
+      throw new BlockError(
+        "EIO",
+        `qcow2: data at host offset 0x${hostOffset.toString(16)} lies past the end of the file: it was truncated`,
+      );
+    }
+    return file.read(hostOffset, bytes, buffer, at);
   }
 
   /** The error for an entry that cannot be. */
