@@ -44,6 +44,16 @@ function isHostError(error: unknown): boolean {
   return typeof (error as { code?: unknown } | null)?.code === "string";
 }
 
+/** Drops a leading 'Error:'; a line that begins a sentence ends the one before. */
 function oneLine(text: string): string {
-  return text.replace(/\s*\n\s*/g, " ");
+  return text
+    .replace(/^Error: /, "")
+    .replace(/(\w)["']?\s*\n\s*(?=[A-Z])/g, (end) => `${end.trimEnd()}. `)
+    .replace(/\s*\n\s*/g, " ");
+}
+
+/** The same error with what to do about it, where another process uses the image. */
+export function withLockHelp(error: unknown, help: string): unknown {
+  if (!(error instanceof BlockError) || error.code !== "IMAGE_LOCKED") return error;
+  return new BlockError(error.code, `${error.message}\n${help}`, error);
 }

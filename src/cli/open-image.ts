@@ -15,7 +15,7 @@ import type { BlockNode } from "../block/node.ts";
 import { type DriverFactory, NodeOpener, type NodeOptions } from "../block/open.ts";
 import { DRIVERS } from "../control/drivers.ts";
 import { openFileDriver } from "../protocol/file/file-driver.ts";
-import { usageError } from "./failure.ts";
+import { usageError, withLockHelp } from "./failure.ts";
 
 export interface OpenImageOptions {
   /** qcow2 or raw; by the first bytes where it is left away. */
@@ -24,7 +24,11 @@ export interface OpenImageOptions {
   readonly forceShare?: boolean | undefined;
   /** Whether the images behind it are opened too. Default true. */
   readonly backing?: boolean | undefined;
+  /** What to do where another process writes to an image; otherwise `LOCK_HELP`. */
+  readonly lockHelp?: string | undefined;
 }
+
+const LOCK_HELP = "To look at it all the same, add -U, or ask the daemon that has it with 'strata chain'";
 
 export interface OpenedImage {
   readonly node: BlockNode;
@@ -63,7 +67,7 @@ export async function openOffline(file: string, options: OpenImageOptions): Prom
     const node = await opener.open(nodeOptions);
     return { node, close: () => opener.closeUnused(node) };
   } catch (error) {
-    throw explained(error, options.forceShare === true);
+    throw options.forceShare === true ? error : withLockHelp(error, options.lockHelp ?? LOCK_HELP);
   }
 }
 
@@ -98,6 +102,9 @@ export function isQcow2(file: string): boolean {
   try {
     readSync(fd, start, 0, start.length, 0);
   } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "EISDIR") {
+      throw usageError(`'${file}' is a directory: name an image in it`);
+    }
     throw new BlockError("EIO", `cannot read '${file}': ${(error as Error).message}`, error);
   } finally {
     closeSync(fd);
@@ -125,10 +132,3 @@ const SHARED_FILE: DriverFactory = {
   open: (_host, options) =>
     openFileDriver(String(options["filename"]), { writable: false, shareWrite: true }),
 };
-
-/** Adds what to do where there is something that would help. */
-function explained(error: unknown, shared: boolean): unknown {
-  if (!(error instanceof BlockError) || error.code !== "IMAGE_LOCKED" || shared) return error;
-  const help = "; to look at it all the same, add -U, or ask the daemon that has it with 'strata chain'";
-  return new BlockError(error.code, error.message + help, error);
-}

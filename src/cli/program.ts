@@ -73,7 +73,10 @@ function usageFailure(error: CommanderError, args: readonly string[]): { line: s
   if (error.code === "commander.help") return { line: "", exitCode: EXIT_CODES.USAGE.code };
   const command = args.find((word) => !word.startsWith("-"));
   const known = command !== undefined && error.code !== "commander.unknownCommand";
-  const reason = error.message.replace(/^error: /, "").replace(/\s*\n\s*/g, " ");
+  const reason = error.message
+    .replace(/^error: /, "")
+    .replace(/\s*\n\s*/g, " ")
+    .replace(/\.$/, "");
   return {
     line: `strata: ${reason}; see 'strata ${known ? `${command} ` : ""}--help'`,
     exitCode: EXIT_CODES.USAGE.code,

@@ -110,6 +110,18 @@ describe("QMP", () => {
     expect(daemon.graph.get("S2").backing?.name).toBe("other");
   });
 
+  it("closes what a merge leaves out where the monitor does not hold it, overlays of a snapshot too", async () => {
+    for (const name of ["node-D", "C", "B", "A", "E"]) await daemon.nodes.letGo(daemon.graph.get(name));
+    expect(served()).toEqual(["E", "node-D", "C", "B", "A"]);
+    for (const name of ["F", "G"]) {
+      await line(`snapshot_blkdev virtio0 ${directory}/${name}.img`);
+      await line("block_stream virtio0");
+      await jobsEnded();
+      expect(served()).toEqual([name]);
+      expect([...daemon.graph.nodes].filter((node) => node.file !== undefined)).toHaveLength(1);
+    }
+  });
+
   it("does not replace the image that it stands on by a snapshot", async () => {
     const same = { device: "virtio0", "snapshot-file": `${directory}/./file-E.img` };
     await expect(qmp("blockdev-snapshot-sync", same)).rejects.toThrow(
@@ -128,6 +140,14 @@ describe("QMP", () => {
 });
 
 describe("the lines of the human monitor", () => {
+  it("info block tells one image by any of its names", async () => {
+    const all = await line("info block");
+    for (const name of ["virtio0", "E", "file-E.img"]) expect(await line(`info block ${name}`)).toBe(all);
+    expect(await line("info block C")).toMatch(/^C: .*file-C\.img \(qcow2, read-only\)\n/);
+    await expect(line("info block nosuch")).rejects.toThrow("Cannot find device, node or file 'nosuch'");
+    await expect(line("info version E")).rejects.toThrow("extraneous characters at the end of line: 'E'");
+  });
+
   it("block_stream virtio0 A", async () => {
     expect(await line("block_stream virtio0 A")).toBe("");
     await jobsEnded();

@@ -77,6 +77,14 @@ export class MonitorNodes {
     await this.#graph.release(held.use);
   }
 
+  /** Lets go of a node that others use: it is closed when the last of them does so. */
+  async letGo(node: BlockNode): Promise<void> {
+    const held = this.#held.get(node);
+    if (held === undefined) return;
+    this.#held.delete(node);
+    await this.#graph.release(held.use);
+  }
+
   /** Lets go of everything, newest first; what others still hold stays open. The first error is handed up. */
   async releaseAll(): Promise<void> {
     const held = [...this.#held.values()].reverse();

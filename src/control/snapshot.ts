@@ -4,7 +4,8 @@
 //      there leaves the graph as it was; images that were made stay on disk, as in the reference.
 //   2. Then all their nodes are drained and flushed together, and only then does the first one get its
 //      overlay: the snapshots are of one moment, and an error of the host comes before anything has changed.
-//   3. An overlay that was made here belongs to the monitor afterwards: it stays when nobody uses it.
+//   3. An overlay that was made here belongs to the monitor afterwards, and stays when nobody uses it, if the
+//      node below does. Where that one belongs to its users only (`strata serve`), so does the overlay.
 
 import path from "node:path";
 import { BlockError } from "../base/errors.ts";
@@ -32,6 +33,8 @@ interface Plan {
   readonly overlay: BlockNode;
   /** Gives back what was opened for it. */
   abandon(): Promise<void>;
+  /** What is left to do when the overlay has its users. */
+  taken?(): Promise<void>;
 }
 
 export type Planner = (daemon: Daemon) => Promise<Plan>;
@@ -47,6 +50,7 @@ export function takeSnapshots(daemon: Daemon, planners: readonly Planner[]): Pro
       for (const plan of plans.reverse()) await plan.abandon();
       throw error;
     }
+    for (const plan of plans) await plan.taken?.();
   });
 }
 
@@ -95,7 +99,14 @@ export function planSync(snapshot: SyncSnapshot): Planner {
     const options = overlayOptions(snapshot, format);
     const overlay = await daemon.opener.open(options);
     daemon.nodes.hold(overlay, options);
-    return { node, overlay, abandon: () => daemon.nodes.remove(overlay.name) };
+    return {
+      node,
+      overlay,
+      abandon: () => daemon.nodes.remove(overlay.name),
+      taken: async () => {
+        if (!daemon.nodes.isHeld(node)) await daemon.nodes.letGo(overlay);
+      },
+    };
   };
 }
 

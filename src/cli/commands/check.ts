@@ -3,7 +3,7 @@ import { checkExitCode, imageCheck } from "../../format/qcow2/check-report.ts";
 import type { RepairMode } from "../../format/qcow2/repair.ts";
 import { type CommandContext, examples } from "../command-context.ts";
 import { EXIT_CODES } from "../exit-codes.ts";
-import { ExitRequest, usageError } from "../failure.ts";
+import { ExitRequest, usageError, withLockHelp } from "../failure.ts";
 import { checkFile, checkText, repairFile } from "../image-check.ts";
 import { isQcow2 } from "../open-image.ts";
 
@@ -36,8 +36,10 @@ export function addCheck(program: Command, context: CommandContext): void {
       const json = flags.json === true;
       const tell = json ? undefined : (line: string) => context.terminal.out(`${line}\n`);
       const settings = tell === undefined ? {} : { tell };
-      const result =
-        mode === undefined ? await checkFile(file, settings) : await repairFile(file, mode, settings);
+      const checking = mode === undefined ? checkFile(file, settings) : repairFile(file, mode, settings);
+      const result = await checking.catch((error: unknown) => {
+        throw withLockHelp(error, "Check it when that process has ended");
+      });
       context.terminal.out(
         json ? JSON.stringify(imageCheck(result, file), undefined, 4) + "\n" : checkText(result),
       );

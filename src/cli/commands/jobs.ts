@@ -3,6 +3,7 @@ import { formatSize } from "../../base/units.ts";
 import { type CommandContext, examples } from "../command-context.ts";
 import { findDaemon } from "../control-directory.ts";
 import { type JobView, viewJobs } from "../daemon-view.ts";
+import { usageError } from "../failure.ts";
 import { findJob, watchJob } from "../job-watch.ts";
 import { percentOf } from "../progress-line.ts";
 import { QmpClient } from "../qmp-client.ts";
@@ -38,13 +39,19 @@ export function addJobs(program: Command, context: CommandContext): void {
       client.close();
     }
   };
-  jobs.action(() =>
-    onDaemon(async (client) => {
+  // A word that is no verb arrives as an argument; the parser would speak of their number only.
+  jobs.allowExcessArguments().action(() => {
+    const [unknown] = jobs.args;
+    if (unknown !== undefined) {
+      const verbs = jobs.commands.map((each) => each.name()).join(", ");
+      throw usageError(`a job cannot '${unknown}': there are ${verbs}; see 'strata jobs --help'`);
+    }
+    return onDaemon(async (client) => {
       const list = await viewJobs(client);
       const json = jobs.opts<JobsFlags>().json === true;
       context.terminal.out(json ? JSON.stringify(list, undefined, 2) + "\n" : jobTable(list));
-    }),
-  );
+    });
+  });
   addVerbs(jobs, onDaemon, context);
 }
 

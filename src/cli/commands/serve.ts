@@ -109,7 +109,9 @@ async function serve(disk: string, flags: ServeFlags, context: CommandContext): 
 
 /** The images of the chain, top first, by absolute paths: the daemon's folder means nothing to its users. */
 function findImages(disk: string, format: string): Promise<FoundImage[]> {
-  return withImage(path.resolve(disk), { format }, async (top) => {
+  const lockHelp =
+    "A disk has one writer: end that process first; 'strata chain' shows what a running Strata daemon serves";
+  return withImage(path.resolve(disk), { format, lockHelp }, async (top) => {
     let plain = true;
     return chainOf(top).map((node) => {
       const image = { filename: node.filename, driver: node.driverName, plain };
@@ -159,6 +161,8 @@ async function start(
     writable: !node.readOnly,
     allocationDepth: true,
   });
+  // The export holds it from now on: an image that a merge leaves out is closed then, and may be deleted.
+  await daemon.nodes.letGo(node);
 }
 
 async function openMonitors(

@@ -18,6 +18,8 @@ interface StreamFlags {
   readonly control?: string;
 }
 
+const ON_ERROR = ["report", "ignore", "stop", "enospc"];
+
 export function addStream(program: Command, context: CommandContext): void {
   program
     .command("stream [top]")
@@ -100,9 +102,14 @@ function streamArguments(view: DaemonView, top: string | undefined, flags: Strea
   const members: Record<string, unknown> = { "job-id": id, device: name };
   if (base !== undefined) members["base-node"] = base;
   if (flags.speed !== undefined) members["speed"] = speedOf(flags.speed);
-  if (flags.onError !== undefined) members["on-error"] = flags.onError;
+  if (flags.onError !== undefined) members["on-error"] = policyOf(flags.onError);
   const into = deviceOf(view, node) ?? name;
   return { id, members, label: base === undefined ? `into ${into}` : `above ${base} into ${into}` };
+}
+
+function policyOf(text: string): string {
+  if (ON_ERROR.includes(text)) return text;
+  throw usageError(`--on-error ${text}: there are ${ON_ERROR.join(", ")}`);
 }
 
 /** Bytes per second from a person's words; 0 for no limit. */

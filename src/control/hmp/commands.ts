@@ -5,6 +5,7 @@
 
 import { BlockError } from "../../base/errors.ts";
 import { isNodeName } from "../../block/graph.ts";
+import type { BlockNode } from "../../block/node.ts";
 import type { ArgumentSpec, ArgumentValues } from "./arguments.ts";
 import { parseArguments, usageOf } from "./arguments.ts";
 import {
@@ -117,8 +118,15 @@ async function cancel(target: HmpTarget, values: ArgumentValues): Promise<string
 
 // --- the table ---------------------------------------------------------------------------------------------
 
-const INFO: Readonly<Record<string, { help: string; show(target: HmpTarget): Promise<string> | string }>> = {
-  block: { help: "the devices that are served, and their chains", show: infoBlock },
+interface InfoTopic {
+  readonly help: string;
+  /** Whether one image may be named after it. */
+  readonly takesImage?: boolean;
+  show(target: HmpTarget, image: BlockNode | undefined): Promise<string> | string;
+}
+
+const INFO: Readonly<Record<string, InfoTopic>> = {
+  block: { help: "the devices that are served, or one image", takesImage: true, show: infoBlock },
   "block-jobs": { help: "merges and other block jobs under way", show: infoBlockJobs },
   chain: { help: "the images of each device, oldest first", show: infoChain },
   counters: { help: "requests, cluster locks, caches and flushes of each image", show: infoCounters },
@@ -131,7 +139,7 @@ async function info(target: HmpTarget, values: ArgumentValues): Promise<string> 
   const topic = values.get("topic") as string | undefined;
   if (topic === undefined) {
     return Object.entries(INFO)
-      .map(([name, { help }]) => `info ${name} -- ${help}\n`)
+      .map(([name, { help, takesImage }]) => `info ${name}${takesImage ? " [device]" : ""} -- ${help}\n`)
       .join("");
   }
   const shown = Object.hasOwn(INFO, topic) ? INFO[topic] : undefined;
@@ -141,7 +149,11 @@ async function info(target: HmpTarget, values: ArgumentValues): Promise<string> 
       `unknown topic: 'info ${topic}'; there are: ${Object.keys(INFO).join(", ")}`,
     );
   }
-  return shown.show(target);
+  const name = values.get("device") as string | undefined;
+  if (name !== undefined && shown.takesImage !== true) {
+    throw new BlockError("EINVAL", `info ${topic}: extraneous characters at the end of line: '${name}'`);
+  }
+  return shown.show(target, name === undefined ? undefined : findImage(target, name));
 }
 
 const COMMANDS: readonly HmpCommand[] = [
@@ -182,7 +194,12 @@ const COMMANDS: readonly HmpCommand[] = [
     run: blockStream,
   },
   { name: "help", arguments: [text("command", true)], help: "this list, or one command of it", run: help },
-  { name: "info", arguments: [text("topic", true)], help: "show what is there", run: info },
+  {
+    name: "info",
+    arguments: [text("topic", true), text("device", true)],
+    help: "show what is there",
+    run: info,
+  },
   {
     name: "quit",
     arguments: [],

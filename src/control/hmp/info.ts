@@ -5,8 +5,11 @@ import type { BlockNode } from "../../block/node.ts";
 import { images } from "./names.ts";
 import type { HmpTarget } from "./target.ts";
 
-export function infoBlock(target: HmpTarget): string {
-  const devices = target.devices();
+/** The devices, or `image` alone, which need not be served. */
+export function infoBlock(target: HmpTarget, image?: BlockNode): string {
+  const all = target.devices();
+  const devices = image === undefined ? all : all.filter(({ node }) => node === image);
+  if (devices.length === 0 && image !== undefined) return namedNode(image);
   if (devices.length === 0) return "No block devices: nothing is exported; see 'info named-block-nodes'\n";
   return devices
     .map(({ name, node, readOnly }) => {
@@ -20,12 +23,12 @@ export function infoNamedBlockNodes(target: HmpTarget): string {
   const nodes = [...target.nodes()];
   const shown = [...images(nodes), ...nodes.filter((node) => !images(nodes).includes(node))];
   if (shown.length === 0) return "No block nodes\n";
-  return shown
-    .map((node) => {
-      const mode = node.readOnly ? ", read-only" : "";
-      return `${node.name}: ${node.filename} (${node.driverName}${mode})\n` + nodeLines(node);
-    })
-    .join("\n");
+  return shown.map(namedNode).join("\n");
+}
+
+function namedNode(node: BlockNode): string {
+  const mode = node.readOnly ? ", read-only" : "";
+  return `${node.name}: ${node.filename} (${node.driverName}${mode})\n` + nodeLines(node);
 }
 
 function nodeLines(node: BlockNode): string {
