@@ -137,7 +137,7 @@ export class NodeOpener {
   async #findBacking(node: BlockNode, options: NodeOptions, overlays: readonly string[]) {
     if (options.backing === null) return undefined;
     if (typeof options.backing === "string") {
-      return options.backing === "" ? undefined : this.graph.get(options.backing);
+      return options.backing === "" ? undefined : this.#backingByName(options.backing);
     }
     const above = [...overlays, path.resolve(node.filename)];
     const inherited = { readOnly: true, autoReadOnly: false, overlays: above };
@@ -150,11 +150,23 @@ export class NodeOpener {
     try {
       return await this.#open(backingOptions(node.filename, backingFile, backingFormat), inherited);
     } catch (error) {
-      const code = error instanceof BlockError ? error.code : "EIO";
-      const reason = error instanceof Error ? error.message : String(error);
-      throw new BlockError(code, `Could not open backing file: ${reason}`, error);
+      throw backingError(error);
     }
   }
+
+  #backingByName(name: string): BlockNode {
+    try {
+      return this.graph.get(name);
+    } catch (error) {
+      throw backingError(error);
+    }
+  }
+}
+
+function backingError(error: unknown): BlockError {
+  const code = error instanceof BlockError ? error.code : "EIO";
+  const reason = error instanceof Error ? error.message : String(error);
+  return new BlockError(code, `Could not open backing file: ${reason}`, error);
 }
 
 interface Inherited {

@@ -12,7 +12,7 @@ import type { Logger } from "../base/logger.ts";
 import type { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { NbdExport } from "../export/nbd-export.ts";
-import { bindError, removeStale, type SocketAddress } from "./chardev/socket-address.ts";
+import { bindError, onFreePort, removeStale, type SocketAddress } from "./chardev/socket-address.ts";
 import { isIdentifier } from "./identifiers.ts";
 
 export interface ServerSettings {
@@ -98,7 +98,7 @@ export class ExportTable {
     this.#starting = true;
     try {
       await removeStale(address);
-      await server.listen(listenAddress(address));
+      await onFreePort(address, (one) => server.listen(listenAddress(one)));
       this.#server = server;
     } catch (error) {
       // The host's own error tells which words fit; the server's stand beside it for those who use it alone.

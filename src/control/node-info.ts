@@ -79,10 +79,9 @@ function imageInfo(node: BlockNode, flat: boolean): Members {
 function backingInfo(node: BlockNode): Members {
   const { backingFile, backingFormat } = node.details();
   if (backingFile === undefined) return {};
-  const full = fullName(node, backingFile);
   return {
     "backing-filename": backingFile,
-    ...(full === backingFile ? {} : { "full-backing-filename": full }),
+    "full-backing-filename": fullName(node, backingFile),
     ...(backingFormat === undefined ? {} : { "backing-filename-format": backingFormat }),
   };
 }

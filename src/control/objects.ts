@@ -1,7 +1,9 @@
 // Objects of --object and object-add. They are kept by id and mean nothing here: the event loop needs no
 // iothread. What would change what a client gets (TLS credentials) is refused where it is used.
 
+import { accessSync, constants } from "node:fs";
 import { BlockError } from "../base/errors.ts";
+import { fsError } from "../sys/host-error.ts";
 import { isIdentifier } from "./identifiers.ts";
 import type { objectOptions } from "./qapi/object.ts";
 import type { Infer } from "./qapi/types.ts";
@@ -21,6 +23,7 @@ export class ObjectTable {
         `attempt to add duplicate property '${id}' to object (type 'container')`,
       );
     }
+    if (options["qom-type"] === "secret") checkSecret(options);
     this.#objects.set(id, options);
   }
 
@@ -40,6 +43,20 @@ export class ObjectTable {
       throw new BlockError("EINVAL", `No TLS credentials with id '${id}'`);
     }
     throw new BlockError("ENOTSUP", `TLS is not supported: the NBD server cannot use '${id}'`);
+  }
+}
+
+/** A secret is not used yet, but a command line that could not work elsewhere does not work here. */
+function checkSecret({ data, file }: { readonly data?: string; readonly file?: string }): void {
+  if (data !== undefined && file !== undefined) {
+    throw new BlockError("EINVAL", "'file' and 'data' are mutually exclusive");
+  }
+  if (data !== undefined) return;
+  if (file === undefined) throw new BlockError("EINVAL", "Either 'file' or 'data' must be provided");
+  try {
+    accessSync(file, constants.R_OK);
+  } catch (error) {
+    throw fsError(error, `Unable to read ${file}: Failed to open file “${file}”`);
   }
 }
 

@@ -69,8 +69,17 @@ export function toAddress(addr: AddressOptions): SocketAddress {
     return { kind: "fd", fd: Number(addr.data.str) };
   }
   const { host, port, to } = addr.data;
-  if (to !== undefined) throw new BlockError("ENOTSUP", "a range of ports ('to') is not supported: name one");
-  return { kind: "inet", host: host === "" ? "0.0.0.0" : host, port: toPort(host, port) };
+  const first = toPort(host, port);
+  // The reference finds no socket to create in an empty range.
+  if (to !== undefined && !(to >= first && to <= 65535)) {
+    throw new BlockError("EINVAL", `Failed to create a socket: there is no port from ${first} to ${to}`);
+  }
+  return {
+    kind: "inet",
+    host: host === "" ? "0.0.0.0" : host,
+    port: first,
+    ...(to === undefined ? {} : { to }),
+  };
 }
 
 /** A number, or the service of this protocol. @throws BlockError in QEMU's words */

@@ -8,8 +8,32 @@ import { fsError } from "../../sys/host-error.ts";
 /** Where a socket listens or connects. */
 export type SocketAddress =
   | { readonly kind: "unix"; readonly path: string }
-  | { readonly kind: "inet"; readonly host: string; readonly port: number }
+  | {
+      readonly kind: "inet";
+      readonly host: string;
+      readonly port: number;
+      /** Last port to try, where others are taken. */
+      readonly to?: number;
+    }
   | { readonly kind: "fd"; readonly fd: number };
+
+/**
+ * Listens at the address; where it has a range of ports, at the first one that nobody has taken.
+ * @throws what `listen` threw last
+ */
+export async function onFreePort<T>(
+  address: SocketAddress,
+  listen: (address: SocketAddress) => Promise<T>,
+): Promise<T> {
+  if (address.kind !== "inet" || address.to === undefined) return listen(address);
+  for (let port = address.port; ; port++) {
+    try {
+      return await listen({ ...address, port });
+    } catch (error) {
+      if ((error as { code?: unknown }).code !== "EADDRINUSE" || port >= address.to) throw error;
+    }
+  }
+}
 
 /** The error for an address that cannot be listened on, in QEMU's words. */
 export function bindError(address: SocketAddress, error: unknown): BlockError {

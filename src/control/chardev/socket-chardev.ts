@@ -8,7 +8,7 @@ import net from "node:net";
 import type { Clock } from "../../base/clock.ts";
 import { fsError } from "../../sys/host-error.ts";
 import type { Chardev, Frontend, Peer } from "./chardev.ts";
-import { bindError, removeStale, type SocketAddress } from "./socket-address.ts";
+import { bindError, onFreePort, removeStale, type SocketAddress } from "./socket-address.ts";
 
 export interface SocketSettings {
   readonly id: string;
@@ -111,10 +111,7 @@ export class SocketChardev implements Chardev {
       this.#arrived(socket),
     );
     try {
-      await new Promise<void>((resolve, reject) => {
-        server.once("error", reject);
-        server.listen(listenOptions(address), resolve);
-      });
+      await onFreePort(address, (one) => startListening(server, one));
     } catch (error) {
       throw bindError(address, error);
     }
@@ -197,6 +194,16 @@ async function connect(address: SocketAddress): Promise<net.Socket> {
   }
   socket.removeAllListeners("error");
   return socket.pause();
+}
+
+function startListening(server: net.Server, address: SocketAddress): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(listenOptions(address), () => {
+      server.off("error", reject);
+      resolve();
+    });
+  });
 }
 
 function listenOptions(address: SocketAddress): net.ListenOptions & { fd?: number } {
