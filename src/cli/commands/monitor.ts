@@ -5,6 +5,7 @@ import { findDaemon } from "../control-directory.ts";
 import { EXIT_CODES } from "../exit-codes.ts";
 import { ExitRequest } from "../failure.ts";
 import { HmpConnection, PROMPT } from "../hmp-connection.ts";
+import { completions, imagesIn, namesIn, type Vocabulary } from "../monitor-completion.ts";
 
 const HISTORY_LINES_MAX = 500;
 
@@ -39,13 +40,13 @@ async function atTerminal(
   context: CommandContext,
 ): Promise<void> {
   context.terminal.out(greeting);
-  const words = await commandNames(connection);
+  let words = await vocabulary(connection);
   const lines = createInterface({
     input: process.stdin,
     output: process.stdout,
     prompt: PROMPT,
     historySize: HISTORY_LINES_MAX,
-    completer: (line: string) => [words.filter((word) => word.startsWith(line)), line],
+    completer: (line: string) => completions(line, words),
   });
   // Ctrl-C drops the line, as in a shell; Ctrl-D leaves.
   lines.on("SIGINT", () => {
@@ -57,16 +58,19 @@ async function atTerminal(
   for await (const line of lines) {
     if (line.trim() !== "") context.terminal.out(await connection.run(line));
     if (connection.isGone) break;
+    // A line may have brought images or taken some away.
+    words = await vocabulary(connection);
     lines.prompt();
   }
   lines.close();
   context.terminal.out("\n");
 }
 
-/** First words of the lines of `help`, for completion. */
-async function commandNames(connection: HmpConnection): Promise<string[]> {
-  const help = await connection.run("help");
-  return help.split("\n").flatMap((line) => /^([a-z_]+)( |$)/.exec(line)?.[1] ?? []);
+async function vocabulary(connection: HmpConnection): Promise<Vocabulary> {
+  const commands = namesIn(await connection.run("help"));
+  const topics = namesIn(await connection.run("info"));
+  const shown = (await connection.run("info block")) + (await connection.run("info named-block-nodes"));
+  return { commands, topics, images: [...new Set(imagesIn(shown))] };
 }
 
 async function fromPipe(connection: HmpConnection, context: CommandContext): Promise<void> {
