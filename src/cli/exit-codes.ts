@@ -8,8 +8,8 @@ export const EXIT_CODES = {
   USAGE: { code: 2, text: "wrong command line (`check`: 1, as with qemu-img)" },
   CORRUPT: { code: 2, text: "`check`: the image is damaged" },
   LEAKS: { code: 3, text: "`check`: clusters are leaked, nothing is damaged" },
-  JOB_FAILED: { code: 4, text: "`stream`: the job failed" },
-  JOB_CANCELLED: { code: 5, text: "`stream`: the job was cancelled" },
+  JOB_FAILED: { code: 4, text: "`stream`, `jobs watch`: the job failed" },
+  JOB_CANCELLED: { code: 5, text: "`stream`, `jobs watch`: the job was cancelled" },
   NOT_CHECKABLE: { code: 63, text: "`check`: the format has nothing to check (raw)" },
   INTERRUPTED: { code: 130, text: "stopped by Ctrl-C" },
 } as const;
