@@ -1,40 +1,10 @@
-// From a QMP request to its result: the envelope, the arguments, the command.
+// From the name of a command and its arguments to its result.
 
 import { BlockError } from "../base/errors.ts";
 import { findCommand } from "./commands/all.ts";
 import type { Daemon } from "./daemon.ts";
-import { emptyObject, isJsonObject, type JsonObject, type JsonValue } from "./json-value.ts";
+import type { JsonObject } from "./json-value.ts";
 import { visit } from "./qapi/visitor.ts";
-
-/** A request that has the right form. */
-export interface Request {
-  readonly execute: string;
-  readonly arguments: JsonObject;
-}
-
-/** @throws BlockError in QEMU's words */
-export function checkRequest(value: JsonValue): Request {
-  if (!isJsonObject(value)) throw new BlockError("EINVAL", "QMP input must be a JSON object");
-  for (const [name, member] of Object.entries(value)) {
-    switch (name) {
-      case "execute":
-        if (typeof member === "string") break;
-        throw new BlockError("EINVAL", `QMP input member '${name}' must be a string`);
-      case "arguments":
-        if (isJsonObject(member)) break;
-        throw new BlockError("EINVAL", "QMP input member 'arguments' must be an object");
-      case "id":
-        break;
-      default:
-        throw new BlockError("EINVAL", `QMP input member '${name}' is unexpected`);
-    }
-  }
-  if (value["execute"] === undefined) throw new BlockError("EINVAL", "QMP input lacks member 'execute'");
-  return {
-    execute: value["execute"] as string,
-    arguments: (value["arguments"] as JsonObject | undefined) ?? emptyObject(),
-  };
-}
 
 /** Runs a command and gives what it returns: an empty object where it returns nothing. @throws BlockError */
 export async function runCommand(daemon: Daemon, name: string, args: JsonObject): Promise<unknown> {

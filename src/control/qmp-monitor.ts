@@ -11,11 +11,12 @@ import { BlockError, ERROR_CODES, errorCode, errorMessage } from "../base/errors
 import { MiB } from "../base/units.ts";
 import type { Frontend, Peer } from "./chardev/chardev.ts";
 import type { Daemon } from "./daemon.ts";
-import { checkRequest, runCommand } from "./dispatch.ts";
+import { runCommand } from "./dispatch.ts";
 import { JsonStream } from "./json-stream.ts";
 import { isJsonObject, type JsonValue } from "./json-value.ts";
 import { writeJson } from "./json-writer.ts";
 import { qmpCapabilities } from "./qmp-negotiation.ts";
+import { checkRequest } from "./qmp-request.ts";
 import { VERSION_INFO } from "./version.ts";
 
 /** Commands of one client that may wait, as in the reference. */

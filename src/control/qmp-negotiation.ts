@@ -1,8 +1,8 @@
 import { BlockError } from "../base/errors.ts";
-import type { Request } from "./dispatch.ts";
 import type { Infer } from "./qapi/types.ts";
 import { array, enumeration, struct } from "./qapi/types.ts";
 import { visit } from "./qapi/visitor.ts";
+import type { Request } from "./qmp-request.ts";
 
 export const qmpCapabilitiesData = struct("QmpCapabilitiesArguments", "", {
   "?enable": array(enumeration("QMPCapability", ["oob"])),
