@@ -34,6 +34,10 @@ describe("progress line", () => {
     expect(plainProgress({ ...half, state: "paused" })).toBe("node-D  50%  64 MiB of 128 MiB  paused");
   });
 
+  it("says so when there is nothing to do", () => {
+    expect(plainProgress({ ...half, done: 0, total: 0 })).toBe("node-D  100%  nothing to copy");
+  });
+
   it("says 100% only when all is done", () => {
     expect(percentOf({ done: 999_999, total: 1_000_000 })).toBe(99);
     expect(percentOf({ done: 1, total: 1 })).toBe(100);

@@ -58,6 +58,7 @@ export function barProgress(progress: Progress, columns: number): string {
 }
 
 function figures(progress: Progress): string[] {
+  if (progress.total === 0) return ["nothing to copy"];
   const amount = `${formatSize(progress.done)} of ${formatSize(progress.total)}`;
   if (progress.state !== undefined) return [amount, progress.state];
   const left = secondsLeft(progress);
