@@ -224,7 +224,7 @@ describe("append (live snapshot)", () => {
   it.each([
     ["has a backing image", "The overlay already has a backing image"],
     ["is too small", "is smaller than 'B' (4096 bytes)"],
-    ["is read-only", "is read-only, but its users write"],
+    ["is read-only", "Block node is read-only"],
     ["has no backing link", "does not support backing files"],
     ["is the node itself", "The overlay is already in use"],
   ])("is refused when the overlay %s; then nothing has changed", async (what, words) => {

@@ -340,7 +340,7 @@ export class Graph {
     }
     const moving = movingUses(uses);
     if (overlay.readOnly && moving.some((use) => (use.needs & Permission.WRITE) !== 0)) {
-      throw new BlockError("EPERM", `The overlay '${overlay.name}' is read-only, but its users write`);
+      throw new BlockError("EPERM", "Block node is read-only");
     }
     if (overlay.size < node.size) {
       throw new BlockError(

@@ -31,12 +31,25 @@ export function blockJobs(daemon: Daemon): Job[] {
   return daemon.jobs.jobs.filter((job) => !PLAIN_TYPES.includes(job.type));
 }
 
+/** A job that stands still ends before the answer, as in the reference; one that works ends when it can. */
+function cancelJob(job: Job): Promise<void> | undefined {
+  const standsStill = job.status === "paused" || job.status === "pending";
+  job.cancel();
+  return standsStill ? job.concluded : undefined;
+}
+
+/** The answer comes after the job's change and its events, as in the reference. */
+function finalizeJob(job: Job): Promise<void> {
+  job.finalize();
+  return job.concluded;
+}
+
 /** Cancels as block-job-cancel does: a job that a user paused wants to be resumed or forced. */
-export function cancelBlockJob(job: Job, force: boolean): void {
+export function cancelBlockJob(job: Job, force: boolean): Promise<void> | undefined {
   if (job.paused && job.status === "paused" && !force) {
     throw new BlockError("EINVAL", `The block job for device '${job.id}' is currently paused`);
   }
-  job.cancel();
+  return cancelJob(job);
 }
 
 const byId = struct("JobArguments", "", { id: str });
@@ -110,9 +123,9 @@ export const JOB_COMMANDS: readonly Command[] = [
   }),
   jobVerb("pause", "Pauses a job; JOB_STATUS_CHANGE tells when it stands still.", (job) => job.pause()),
   jobVerb("resume", "Lets a paused job go on.", (job) => job.resume()),
-  jobVerb("cancel", "Ends a job without its result.", (job) => job.cancel()),
+  jobVerb("cancel", "Ends a job without its result.", cancelJob),
   jobVerb("complete", "Ends a job that is ready.", (job) => job.complete()),
-  jobVerb("finalize", "Lets a pending job make its change.", (job) => job.finalize()),
+  jobVerb("finalize", "Lets a pending job make its change.", finalizeJob),
   jobVerb("dismiss", "Forgets a concluded job.", (job) => job.dismiss()),
   command({
     name: "block-job-set-speed",
@@ -129,6 +142,6 @@ export const JOB_COMMANDS: readonly Command[] = [
   blockJobVerb("pause", "As job-pause.", (job) => job.pause()),
   blockJobVerb("resume", "As job-resume.", (job) => job.resume()),
   blockJobVerb("complete", "As job-complete.", (job) => job.complete()),
-  blockJobVerbById("finalize", "As job-finalize.", (job) => job.finalize()),
+  blockJobVerbById("finalize", "As job-finalize.", finalizeJob),
   blockJobVerbById("dismiss", "As job-dismiss.", (job) => job.dismiss()),
 ];

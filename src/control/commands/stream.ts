@@ -56,6 +56,8 @@ export async function startStream(daemon: Daemon, args: StreamArguments): Promis
   if (settings.speed < 0) throw new BlockError("EINVAL", "Parameter 'speed' expects a non-negative value");
   const job = await StreamJob.create(daemon.graph, { top, base }, settings, daemon.jobs, daemon.clock);
   daemon.jobs.start(job);
+  // Such a job has ended when the command is answered, as in the reference.
+  if (job.hasNothingToDo && job.autoFinalize) await job.concluded;
 }
 
 function refuseTogether(args: StreamArguments, first: keyof StreamArguments, second: keyof StreamArguments) {

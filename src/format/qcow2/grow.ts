@@ -63,6 +63,7 @@ export class Grower {
     if (this.#busy) throw new BlockError("EBUSY", "The image is being resized already");
     if (!Number.isSafeInteger(size) || size < 0)
       throw new BlockError("EINVAL", `The size ${size} is not possible`);
+    if (size % 512 !== 0) throw new BlockError("EINVAL", "The new size must be a multiple of 512");
     if (size < oldSize) {
       throw new BlockError("ENOTSUP", "qcow2 images cannot be made smaller while they are open");
     }
