@@ -1,7 +1,6 @@
 // One accepted socket: handshake first, then a session; the pacing of both; its end.
 //
-//   NEGOTIATING --GO--> SERVING --DISC, garbage, peer's end, shutdown--> ENDING --sent, or linger over-->
-//   CLOSED
+//   NEGOTIATING --GO--> SERVING --DISC, garbage, peer's end, shutdown--> ENDING --> CLOSED
 //        \-------------------ABORT, bad option, deadline------------------^
 //
 //   1. Input that may not be handled yet is kept where it lies (its receive block is held), and the socket is

@@ -1,8 +1,7 @@
 // From reading only to writing, and back.
 //
 //   open    may the image be written to? What autoclear demands is cleared; refcounts that are known to be
-//   wrong (dirty
-//           bit) or too high (see use-marker.ts) are repaired first
+//           wrong (dirty bit) or too high (see use-marker.ts) are repaired first
 //   begin   before the first change: bitmaps that will not follow our writes are marked as such
 //   settle  everything in memory is durable, nothing is being freed any more
 //   close   settle, then the marks of an image that is not in use
