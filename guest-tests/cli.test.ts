@@ -192,6 +192,20 @@ describe("the monitor", () => {
   });
 });
 
+describe("the monitor, left in a hurry", () => {
+  it("ends when Ctrl-D comes while a line is under way", async () => {
+    const { strata } = await atChain();
+    await strata.serve("file-E.img");
+    for (let round = 0; round < 5; round++) {
+      const monitor = strata.startAtTerminal("monitor");
+      await monitor.until(/type 'help' for more information\r\n[\s\S]*\(strata\) /);
+      monitor.type("info block-jobs\r\x04");
+      expect((await monitor.done).code).toBe(0);
+      expect(monitor.said).toMatch(/No active jobs/);
+    }
+  });
+});
+
 describe("images", () => {
   it("creates what qemu-img finds in order, in every form", async () => {
     const { directory, strata } = atDisk();

@@ -48,6 +48,11 @@ async function atTerminal(
     historySize: HISTORY_LINES_MAX,
     completer: (line: string) => completions(line, words),
   });
+  // Ctrl-D may come while a line is under way: a prompt after that would take the terminal up again for ever.
+  let left = false;
+  lines.once("close", () => {
+    left = true;
+  });
   // Ctrl-C drops the line, as in a shell; Ctrl-D leaves.
   lines.on("SIGINT", () => {
     lines.write(null, { ctrl: true, name: "u" });
@@ -57,9 +62,10 @@ async function atTerminal(
   lines.prompt();
   for await (const line of lines) {
     if (line.trim() !== "") context.terminal.out(await connection.run(line));
-    if (connection.isGone) break;
+    if (left || connection.isGone) break;
     // A line may have brought images or taken some away.
     words = await vocabulary(connection);
+    if (left) break;
     lines.prompt();
   }
   lines.close();
