@@ -63,6 +63,8 @@ async function apply(daemon: Daemon, plans: readonly Plan[]): Promise<void> {
     }
     for (const { node, overlay } of plans) {
       await node.driver.flush();
+      // Somebody may have put another image on top meanwhile: its requests would wait at our drained node.
+      refuseBusy(daemon, node);
       daemon.graph.refuseUnfitOverlay(node, overlay);
     }
     for (const { node, overlay } of plans) await daemon.graph.append(node, overlay);

@@ -77,6 +77,15 @@ describe("an export", () => {
     expect(calls).toEqual(["write", "flush", "writeZeroes", "flush", "discard", "flush", "discard", "flush"]);
   });
 
+  it("counts every request that moves or drops data, so that background work sees its guests", () => {
+    const { world, disk } = served(one);
+    disk.read(0, 512, Buffer.alloc(512), 0);
+    disk.write(0, 512, Buffer.alloc(512), 0, false);
+    disk.writeZeroes(0, 512, { fua: false, mayUnmap: true, fastOnly: false });
+    disk.trim(0, 512, false);
+    expect(world.graph.guestRequests).toBe(4);
+  });
+
   it("tells errors as the protocol's errno", () => {
     const { disk } = served(one);
     expect(disk.errno(new BlockError("EDQUOT", "x"))).toBe(NbdErrno.ENOSPC);

@@ -84,6 +84,7 @@ export class NbdExport implements NbdBackend {
     bytes: number,
     options: { readonly fua: boolean; readonly mayUnmap: boolean; readonly fastOnly: boolean },
   ): Completion {
+    this.#graph.guestRequests++;
     const flags =
       (options.fua ? WriteFlags.FUA : 0) |
       (options.mayUnmap ? WriteFlags.MAY_UNMAP : 0) |
@@ -92,6 +93,7 @@ export class NbdExport implements NbdBackend {
   }
 
   trim(offset: number, bytes: number, fua: boolean): Completion {
+    this.#graph.guestRequests++;
     return this.#use.node.discard(offset, bytes, fua ? WriteFlags.FUA : 0);
   }
 

@@ -341,3 +341,27 @@ describe("pause, speed and cancel", () => {
     expect(job.offset).toBe(clusters * 65536);
   });
 });
+
+describe("chunks in flight", () => {
+  it.each([
+    ["four while no guest is at work", 0, {}, 4],
+    ["one while guests are at work", 1, {}, 1],
+    ["one under a speed limit", 0, { speed: 1 << 30 }, 1],
+  ])("%s", async (_, requestsPerChunk, settings, inFlight) => {
+    const it = new StreamBench();
+    const gate = new Gate((call) => call.operation === "copyUp");
+    const before = (call: Call) => {
+      if (call.operation === "copyUp") it.world.graph.guestRequests += requestsPerChunk;
+      return gate.before(call);
+    };
+    const { guest } = it.world.chain("A E", { size: 8 << 20, clusterSize: 512 << 10, before });
+    it.world.fill("A", 0, 16);
+    const job = await it.start(guest.node, undefined, settings);
+    await gate.arrival();
+    await rest();
+    expect(gate.held).toBe(inFlight);
+    gate.open();
+    await job.concluded;
+    expect(it.world.driver("E").clusters.filter((cluster) => cluster instanceof Buffer)).toHaveLength(16);
+  });
+});
