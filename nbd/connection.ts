@@ -14,12 +14,14 @@
 
 import type net from "node:net";
 import type { Clock } from "../src/base/clock.ts";
+import type { BusyPoll } from "./busy-poll.ts";
 import type { ExportDirectory, NbdExport } from "./export.ts";
 import { type Flushable, flushAtEndOfTurn } from "./flush-turn.ts";
 import { Handshake } from "./handshake.ts";
 import type { HeldBuffer } from "./held-buffer.ts";
 import { Outgoing } from "./outgoing.ts";
 import { type ReceiveSink, receiveAccepted } from "./receive.ts";
+import { sendNow } from "./send.ts";
 import { Session, type SessionHost, UNSENT_BYTES_MAX } from "./session.ts";
 
 /** How long an ended connection may take to accept its last replies and to close its side. */
@@ -30,6 +32,7 @@ const REQUESTS_PER_READ_MAX = 512;
 /** What a connection tells its server. */
 export interface ConnectionHost extends ExportDirectory {
   readonly clock: Clock;
+  readonly busyPoll: BusyPoll;
   /** 0: no deadline. */
   readonly handshakeMs: number;
   entered(connection: Connection, offered: NbdExport): void;
@@ -56,7 +59,7 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     this.#host = host;
     this.#handshake = new Handshake(host);
     this.#out = new Outgoing(
-      (pieces, written) => this.#write(pieces, written),
+      (pieces, bytes, written) => this.#write(pieces, bytes, written),
       () => this.#written(),
     );
     this.#socket = receiveAccepted(accepted, this);
@@ -67,6 +70,10 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     if (host.handshakeMs > 0) this.#cancelTimer = host.clock.after(host.handshakeMs, () => this.destroy());
     this.#handshakeMoved();
     this.#out.flush();
+  }
+
+  get clock(): Clock {
+    return this.#host.clock;
   }
 
   /** The export that this client is in. */
@@ -99,6 +106,7 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     const before = this.#session?.requestCount ?? 0;
     this.#feed(block, 0, bytes);
     this.#out.flush();
+    this.#host.busyPoll.served();
     if (this.#session !== undefined && this.#session.requestCount - before > REQUESTS_PER_READ_MAX) {
       this.#letOthersCome();
     }
@@ -179,17 +187,21 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     });
   }
 
-  #write(pieces: readonly Buffer[], written: () => void): void {
+  #write(pieces: readonly Buffer[], bytes: number, written: () => void): boolean {
     const socket = this.#socket;
+    let skip = sendNow(socket, pieces);
+    if (skip === bytes) return true;
+    let first = 0;
+    while (skip >= pieces[first]!.length) skip -= pieces[first++]!.length;
     const last = pieces.length - 1;
-    if (last === 0) {
-      socket.write(pieces[0]!, written);
-      return;
-    }
     socket.cork();
-    for (let i = 0; i < last; i++) socket.write(pieces[i]!);
-    socket.write(pieces[last]!, written);
+    for (let i = first; i <= last; i++) {
+      const piece = i === first && skip > 0 ? pieces[i]!.subarray(skip) : pieces[i]!;
+      if (i < last) socket.write(piece);
+      else socket.write(piece, written);
+    }
     socket.uncork();
+    return false;
   }
 
   #written(): void {

@@ -7,8 +7,12 @@ function stage() {
   const batches: { text: string; pieces: number; written: () => void }[] = [];
   let roomCount = 0;
   const out = new Outgoing(
-    (pieces, written) =>
-      batches.push({ text: Buffer.concat(pieces).toString("latin1"), pieces: pieces.length, written }),
+    (pieces, bytes, written) => {
+      const text = Buffer.concat(pieces).toString("latin1");
+      expect(text.length).toBe(bytes);
+      batches.push({ text, pieces: pieces.length, written });
+      return false;
+    },
     () => roomCount++,
   );
   const put = (text: string) => out.copy(Buffer.from(text));

@@ -20,10 +20,10 @@ import { HeldBuffer } from "./held-buffer.ts";
 const ARENA_BYTES = 256 * KiB;
 
 /**
- * Writes the pieces with one system call if it can, and calls back once when the socket has taken or dropped
- * them.
+ * Writes the pieces, `bytes` in all, with one system call if it can. True: the system has them. False: it
+ * calls back once, later, when the socket has taken or dropped them.
  */
-export type BatchWriter = (pieces: readonly Buffer[], written: () => void) => void;
+export type BatchWriter = (pieces: readonly Buffer[], bytes: number, written: () => void) => boolean;
 
 export class Outgoing {
   readonly #write: BatchWriter;
@@ -115,7 +115,7 @@ export class Outgoing {
     this.#sendingBytes = this.#queuedBytes;
     this.#queuedBytes = 0;
     this.#busy = true;
-    this.#write(pieces, this.#written);
+    if (this.#write(pieces, this.#sendingBytes, this.#written)) this.#batchWritten();
   }
 
   /** The socket is closed: whatever is not sent never will be. */

@@ -2,6 +2,7 @@ import type net from "node:net";
 import { type Clock, systemClock } from "../src/base/clock.ts";
 import { BlockError } from "../src/base/errors.ts";
 import { type Logger, silentLogger } from "../src/base/logger.ts";
+import { BusyPoll } from "./busy-poll.ts";
 import { Connection, type ConnectionHost } from "./connection.ts";
 import { checkExport, type NbdExport } from "./export.ts";
 import { type ListenAddress, type Listener, listen } from "./listen.ts";
@@ -213,6 +214,7 @@ export class NbdServer {
     const server = this;
     return {
       clock: this.#clock,
+      busyPoll: new BusyPoll(this.#clock),
       handshakeMs,
       get closing() {
         return server.#closing;

@@ -2,7 +2,8 @@
 //
 //   socket read --> consume: header, header+payload, header ... --> Commands --> Outgoing --> one write
 //
-//   1. Everything that one read brought is started before anything is sent.
+//   1. Everything that one read brought is started before anything is sent, unless that takes long: then what
+//      is ready leaves in between, and the client works on it meanwhile.
 //   2. A payload that is complete in the receive block is used there; a larger one is gathered into a pooled
 //      buffer, the rest of it straight from the socket (`target`, `filled`).
 //   3. The payload of a refused request is skipped, never parsed and never kept.
@@ -12,6 +13,7 @@
 //      carried out.
 
 import { readU64OrInfinity } from "../src/base/bytes.ts";
+import type { Clock } from "../src/base/clock.ts";
 import { NbdErrno } from "../src/base/errors.ts";
 import { KiB, MiB } from "../src/base/units.ts";
 import type { NbdBackend } from "./backend.ts";
@@ -45,6 +47,9 @@ export const UNSENT_BYTES_MAX = 8 * MiB;
  */
 const DIRECT_BYTES_MIN = 32 * KiB;
 
+/** How long replies wait for the requests behind them: several times what sending costs. */
+const SEND_AFTER_MS = 0.2;
+
 /** What the handshake settled. */
 export interface Agreement {
   readonly style: Style;
@@ -54,6 +59,7 @@ export interface Agreement {
 
 /** What a session tells its connection. */
 export interface SessionHost {
+  readonly clock: Clock;
   /** A pending request ended: there may be replies to send and room for more requests. */
   requestEnded(): void;
   /** No request will be started any more and all have ended. */
@@ -152,7 +158,9 @@ export class Session implements Terms {
   /** Takes bytes [at, end); returns where it stopped, which is below `end` only at a limit. */
   consume(block: HeldBuffer, at: number, end: number): number {
     const { buffer } = block;
+    const { clock } = this.#host;
     let next = at;
+    let sentMs = clock.nowMs();
     while (next < end && !this.#stopped) {
       if (this.#payload !== undefined) {
         next += this.#gather(buffer, next, end);
@@ -171,6 +179,10 @@ export class Session implements Terms {
           next = this.#begin(block, next, end);
         }
       }
+      const nowMs = clock.nowMs();
+      if (nowMs - sentMs < SEND_AFTER_MS) continue;
+      sentMs = nowMs;
+      this.#out.flush();
     }
     return end;
   }
