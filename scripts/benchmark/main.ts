@@ -16,20 +16,32 @@ interface Options {
   seconds: string;
   only?: string;
   folder: string;
+  cold: boolean;
   json?: string;
 }
 
 /** A spread above this says that the machine was too noisy to judge. */
 const NOISY = 0.15;
+/** How long a work runs on another disk before it is measured. */
+const WARM_SECONDS = 1.5;
 
 const checkout = path.resolve(fileURLToPath(import.meta.url), "../../../..");
 
-async function sample(work: Work, name: "strata" | "qsd", images: Images, folder: string, seconds: number) {
+async function sample(
+  work: Work,
+  name: "strata" | "qsd",
+  { images, folder, seconds, cold }: { images: Images; folder: string; seconds: number; cold: boolean },
+): Promise<Sample> {
   const program = process.env["STRATA_BENCH_DAEMON"] ?? path.join(checkout, "scripts/strata-storage-daemon");
   const kind = name === "strata" ? strata(program) : qemuStorageDaemon(!work.hasJob);
-  const peer = await Peer.start(kind, folder, images.overlay(name, work.overlay));
+  const peer = await Peer.start(kind, folder, {
+    disk: images.overlay(`${name}-disk`, work.overlay),
+    warm: images.overlay(`${name}-warm`, work.overlay),
+  });
   try {
-    return await work.run(peer, seconds);
+    // The same work on another disk of the same daemon, so that compilers and caches are past their start.
+    if (!cold) await work.run(peer, peer.disk("warm"), WARM_SECONDS);
+    return await work.run(peer, peer.disk("disk"), seconds);
   } finally {
     await peer.stop();
   }
@@ -97,6 +109,7 @@ async function main(options: Options): Promise<void> {
   const rows: Row[] = [];
   try {
     const images = new Images(folder);
+    const place = { images, folder, seconds: Number(options.seconds), cold: options.cold };
     console.log(
       `${os.cpus().length} x ${os.cpus()[0]?.model}, Node ${process.version}, images in ${options.folder}`,
     );
@@ -106,8 +119,8 @@ async function main(options: Options): Promise<void> {
       const ours: Sample[] = [];
       const theirs: Sample[] = [];
       for (let pair = 0; pair < Number(options.pairs); pair++) {
-        ours.push(await sample(work, "strata", images, folder, Number(options.seconds)));
-        theirs.push(await sample(work, "qsd", images, folder, Number(options.seconds)));
+        ours.push(await sample(work, "strata", place));
+        theirs.push(await sample(work, "qsd", place));
       }
       const row = summarise(work.name, ours, theirs);
       rows.push(row);
@@ -124,6 +137,7 @@ const program = new Command("bench")
   .option("--pairs <n>", "runs of each, in turn", "5")
   .option("--seconds <n>", "length of one run", "4")
   .option("--quick", "one short pair: a smoke test, not a judgement")
+  .option("--cold", "measure a daemon's first seconds: without the same work on another disk before", false)
   .option("--only <regex>", "works whose name matches")
   .option("--folder <path>", "where the images go", fs.existsSync("/dev/shm") ? "/dev/shm" : os.tmpdir())
   .option("--json <file>", "write the result there too")

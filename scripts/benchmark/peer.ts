@@ -32,9 +32,15 @@ export function qemuStorageDaemon(iothread: boolean): PeerKind {
 
 const CLOCK_TICKS_PER_SECOND = 100;
 
-/** A daemon that serves one chain on a Unix socket. */
-export class Peer {
+/** One disk of a daemon: where clients find it, and the name of its node and of its export. */
+export interface Disk {
+  readonly name: string;
   readonly uri: string;
+}
+
+/** A daemon that serves chains on a Unix socket. */
+export class Peer {
+  readonly #socket: string;
   readonly #child;
   readonly #qmp: net.Socket;
   readonly #lines: string[] = [];
@@ -43,38 +49,49 @@ export class Peer {
   private constructor(child: ReturnType<typeof spawn>, qmp: net.Socket, socket: string) {
     this.#child = child;
     this.#qmp = qmp;
-    this.uri = `nbd+unix:///disk?socket=${socket}`;
+    this.#socket = socket;
     createInterface({ input: qmp }).on("line", (line) => {
       this.#lines.push(line);
       this.#arrived?.();
     });
   }
 
-  static async start(kind: PeerKind, folder: string, image: string): Promise<Peer> {
+  /** @param images the active image of each disk, by the disk's name */
+  static async start(
+    kind: PeerKind,
+    folder: string,
+    images: Readonly<Record<string, string>>,
+  ): Promise<Peer> {
     const nbd = path.join(folder, `${kind.name}.nbd`);
     const qmpPath = path.join(folder, `${kind.name}.qmp`);
     for (const stale of [nbd, qmpPath]) fs.rmSync(stale, { force: true });
-    const disk = {
-      driver: "qcow2",
-      "node-name": "disk",
-      discard: "unmap",
-      file: { driver: "file", filename: image, discard: "unmap", ...kind.fileOptions },
-    };
-    const exported = {
-      type: "nbd",
-      id: "exp",
-      "node-name": "disk",
-      name: "disk",
-      writable: true,
-      ...kind.exportOptions,
-    };
+    const disks = Object.entries(images).flatMap(([name, image]) => [
+      "--blockdev",
+      JSON.stringify({
+        driver: "qcow2",
+        "node-name": name,
+        discard: "unmap",
+        file: { driver: "file", filename: image, discard: "unmap", ...kind.fileOptions },
+      }),
+    ]);
+    const exports = Object.keys(images).flatMap((name) => [
+      "--export",
+      JSON.stringify({
+        type: "nbd",
+        id: name,
+        "node-name": name,
+        name,
+        writable: true,
+        ...kind.exportOptions,
+      }),
+    ]);
     const child = spawn(
       kind.program,
       [
         ...kind.options,
-        ...["--blockdev", JSON.stringify(disk)],
+        ...disks,
         ...["--nbd-server", `addr.type=unix,addr.path=${nbd},max-connections=0`],
-        ...["--export", JSON.stringify(exported)],
+        ...exports,
         ...["--chardev", `socket,id=qmp,path=${qmpPath},server=on,wait=off`],
         ...["--monitor", "chardev=qmp"],
       ],
@@ -85,6 +102,10 @@ export class Peer {
     await peer.#next((message) => "QMP" in message);
     await peer.execute("qmp_capabilities", {});
     return peer;
+  }
+
+  disk(name: string): Disk {
+    return { name, uri: `nbd+unix:///${name}?socket=${this.#socket}` };
   }
 
   async execute(command: string, args: Record<string, unknown>): Promise<unknown> {

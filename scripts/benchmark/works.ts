@@ -4,7 +4,7 @@ import path from "node:path";
 import { GiB, MiB } from "../../src/base/units.ts";
 import type { FioResult } from "./fio.ts";
 import { fio } from "./fio.ts";
-import type { Peer } from "./peer.ts";
+import type { Disk, Peer } from "./peer.ts";
 
 /** What one run of one work brought. */
 export interface Sample {
@@ -24,7 +24,7 @@ export interface Work {
   readonly hasJob: boolean;
   /** What the overlay holds before: nothing, or every cluster. */
   readonly overlay: "empty" | "full";
-  run(peer: Peer, seconds: number): Promise<Sample>;
+  run(peer: Peer, disk: Disk, seconds: number): Promise<Sample>;
 }
 
 const DISK_BYTES = 1 * GiB;
@@ -35,10 +35,10 @@ function fioWork(name: string, overlay: Work["overlay"], options: readonly strin
     name,
     overlay,
     hasJob: false,
-    async run(peer, seconds) {
+    async run(peer, disk, seconds) {
       const timing = once ? [] : ["time_based", `runtime=${seconds}`];
       const before = peer.cpuMicroseconds();
-      const result = await fio(peer.uri, [...options, ...timing]);
+      const result = await fio(disk.uri, [...options, ...timing]);
       return fromFio(result, peer.cpuMicroseconds() - before, peer);
     },
   };
@@ -54,17 +54,16 @@ function fromFio(result: FioResult, cpuMicroseconds: number, peer: Peer): Sample
   };
 }
 
-const STREAM = { "job-id": "stream", device: "disk" };
 const DISK_MIB = DISK_BYTES / MiB;
 
 const streamIdle: Work = {
   name: "stream 1 GiB, idle",
   overlay: "empty",
   hasJob: true,
-  async run(peer) {
+  async run(peer, disk) {
     const before = peer.cpuMicroseconds();
     const from = performance.now();
-    await peer.execute("block-stream", STREAM);
+    await peer.execute("block-stream", { "job-id": "stream", device: disk.name });
     await streamed(peer);
     const seconds = (performance.now() - from) / 1000;
     return {
@@ -83,14 +82,14 @@ function streamBusy(name: string, report: "guest" | "job"): Work {
     name,
     overlay: "empty",
     hasJob: true,
-    async run(peer, seconds) {
+    async run(peer, disk, seconds) {
       const before = peer.cpuMicroseconds();
-      const guest = fio(peer.uri, [
+      const guest = fio(disk.uri, [
         ...["rw=randrw", "rwmixread=70", "bs=4k", "iodepth=4"],
         ...["time_based", `runtime=${seconds}`, `size=${DISK_BYTES}`],
       ]);
       const from = performance.now();
-      await peer.execute("block-stream", STREAM);
+      await peer.execute("block-stream", { "job-id": "stream", device: disk.name });
       await streamed(peer);
       const jobSeconds = (performance.now() - from) / 1000;
       const sample = fromFio(await guest, peer.cpuMicroseconds() - before, peer);
@@ -123,27 +122,54 @@ export const WORKS: readonly Work[] = [
   streamBusy("stream 1 GiB during guest load", "job"),
 ];
 
-/** The base with data everywhere, and an overlay on it, fresh for each run. */
+/** Host space of an overlay with all of its clusters, tables included. */
+const OVERLAY_FILE_BYTES = DISK_BYTES + 16 * MiB;
+/** An empty overlay: its header and first tables. */
+const EMPTY_OVERLAY_BYTES = 4 * CLUSTER_BYTES;
+
+/**
+ * The base with data everywhere, and overlays on it. The file of an overlay keeps its host pages from run to
+ * run: on a virtual machine whose host takes free memory back, a fresh page costs several times the work that
+ * is measured.
+ */
 export class Images {
   readonly #folder: string;
   readonly #base: string;
+  readonly #full = new Set<string>();
 
   constructor(folder: string) {
     this.#folder = folder;
     this.#base = path.join(folder, "base.qcow2");
     this.#qemuImg("create", "-f", "qcow2", this.#base, String(DISK_BYTES));
-    const fill = [`write -P 0xa5 0 ${DISK_BYTES / 2}`, `write -P 0x5a ${DISK_BYTES / 2} ${DISK_BYTES / 2}`];
-    execFileSync("qemu-io", ["-f", "qcow2", ...fill.flatMap((command) => ["-c", command]), this.#base]);
+    this.#fill(this.#base, 0xa5, 0x5a);
   }
 
-  overlay(peer: string, content: Work["overlay"]): string {
-    const file = path.join(this.#folder, `${peer}.qcow2`);
-    fs.rmSync(file, { force: true });
-    this.#qemuImg("create", "-f", "qcow2", "-b", this.#base, "-F", "qcow2", file);
+  overlay(name: string, content: Work["overlay"]): string {
+    const file = path.join(this.#folder, `${name}.qcow2`);
+    // Writes to allocated clusters leave a full one full.
+    if (content === "full" && this.#full.has(name)) return file;
+    const empty = path.join(this.#folder, "empty.qcow2");
+    this.#qemuImg("create", "-f", "qcow2", "-b", this.#base, "-F", "qcow2", empty);
+    const host = fs.openSync(file, fs.constants.O_RDWR | fs.constants.O_CREAT);
+    for (let at = fs.fstatSync(host).size; at < OVERLAY_FILE_BYTES; ) {
+      at += fs.writeSync(host, Buffer.alloc(MiB), 0, Math.min(MiB, OVERLAY_FILE_BYTES - at), at);
+    }
+    const start = Buffer.alloc(EMPTY_OVERLAY_BYTES);
+    fs.readFileSync(empty).copy(start);
+    fs.writeSync(host, start, 0, start.length, 0);
+    fs.closeSync(host);
+    this.#full.delete(name);
     if (content === "full") {
-      execFileSync("qemu-io", ["-f", "qcow2", "-c", `write -P 0x11 0 ${DISK_BYTES}`, file]);
+      this.#fill(file, 0x11, 0x11);
+      this.#full.add(name);
     }
     return file;
+  }
+
+  #fill(file: string, first: number, second: number): void {
+    const half = DISK_BYTES / 2;
+    const commands = [`write -P ${first} 0 ${half}`, `write -P ${second} ${half} ${half}`];
+    execFileSync("qemu-io", ["-f", "qcow2", ...commands.flatMap((command) => ["-c", command]), file]);
   }
 
   #qemuImg(...args: string[]): void {
