@@ -3,6 +3,7 @@ import { BlockError } from "../src/base/errors.ts";
 import type { HeldBuffer } from "./held-buffer.ts";
 import type { ListenAddress } from "./listen.ts";
 import { type ReceiveSink, receiveConnected } from "./receive.ts";
+import { descriptorOf } from "./send.ts";
 
 /** Who takes a client's bytes once the handshake is over. */
 export interface ReplyConsumer {
@@ -12,6 +13,9 @@ export interface ReplyConsumer {
   /** The connection is over; called once. */
   lost(error: BlockError): void;
 }
+
+/** Silence on a TCP connection after which the system asks whether the peer is still there. */
+const KEEP_ALIVE_MS = 30_000;
 
 /** Bytes that the handshake may leave unread; a server that sends more unasked is no NBD server. */
 const UNREAD_BYTES_MAX = 1024 * 1024;
@@ -80,6 +84,23 @@ export class ClientWire implements ReceiveSink {
       });
     }
     for (const piece of pieces) this.#socket.write(piece);
+  }
+
+  /**
+   * Stops reading and gives the socket's descriptor, for somebody else to go on with: the kernel. It stays
+   * open until `destroy`, which ends our hold on it and not the connection. @throws BlockError when that
+   * cannot be
+   */
+  descriptor(): number {
+    this.#socket.setKeepAlive(true, KEEP_ALIVE_MS);
+    this.#socket.pause();
+    const fd = descriptorOf(this.#socket);
+    if (this.#error !== undefined) throw this.#error;
+    if (fd < 0) throw new BlockError("ENOTSUP", "this Node does not tell the descriptor of a socket");
+    if (this.#unread.length > 0) {
+      throw new BlockError("EIO", `the server at ${this.where} sent more than the handshake`);
+    }
+    return fd;
   }
 
   /** Says that no more will be sent. Done when the socket is closed. */

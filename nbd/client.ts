@@ -367,7 +367,10 @@ function look<T>(address: ListenAddress, question: (wire: ClientWire) => Promise
   });
 }
 
-async function negotiate<T>(address: ListenAddress, talk: (wire: ClientWire) => Promise<T>): Promise<T> {
+export async function negotiate<T>(
+  address: ListenAddress,
+  talk: (wire: ClientWire) => Promise<T>,
+): Promise<T> {
   const wire = await ClientWire.connect(address);
   try {
     await greet(wire);
@@ -378,7 +381,7 @@ async function negotiate<T>(address: ListenAddress, talk: (wire: ClientWire) => 
   }
 }
 
-async function enter(wire: ClientWire, exportName: string, style: Style): Promise<ExportDetails> {
+export async function enter(wire: ClientWire, exportName: string, style: Style): Promise<ExportDetails> {
   try {
     return await exportDetails(wire, Opt.GO, exportName);
   } catch (error) {

@@ -16,7 +16,7 @@ interface WithHandle {
 }
 
 /** The descriptor behind a plain socket; -1 where there is none: closed, wrapped in TLS, another Node. */
-function descriptorOf(socket: net.Socket): number {
+export function descriptorOf(socket: net.Socket): number {
   const { _handle: handle } = socket as unknown as WithHandle;
   if (handle === null || handle === undefined) return -1;
   const { name } = handle.constructor;

@@ -4,8 +4,8 @@
 //   1. A program is put where the host has it, its libraries too, so that nothing needs to be relocated.
 //   2. Modules are loaded in the order of modules.dep: what a module needs comes before it.
 //   3. GUEST_READY on the console says that init is through and that the shell listens.
-//   4. The shell reads line by line with nothing of a terminal's comfort, so that no line typed early is lost.
-//      It is started anew should it end: a mistake in a command must not take the guest with it.
+//   4. The shell reads line by line with nothing of a terminal's comfort, so that no line typed early is
+//      lost. It is started anew should it end: a mistake in a command must not take the guest with it.
 
 import { execFileSync } from "node:child_process";
 import { readFileSync, realpathSync, writeFileSync } from "node:fs";
@@ -87,7 +87,9 @@ function needProgram(name: string): string {
   return program;
 }
 
-/** What the dynamic loader would map, the loader itself included; nothing for a static program or a script. */
+/**
+ * What the dynamic loader would map, the loader itself included; nothing for a static program or a script.
+ */
 function librariesOf(program: string): string[] {
   let told: string;
   try {

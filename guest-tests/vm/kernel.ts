@@ -32,7 +32,9 @@ export function findProgram(name: string): string | undefined {
   return found === undefined ? undefined : path.join(found, name);
 }
 
-/** Why no guest can run here, for `it.skipIf`; undefined when one can. `programs` are further ones it needs. */
+/**
+ * Why no guest can run here, for `it.skipIf`; undefined when one can. `programs` are further ones it needs.
+ */
 export function whyNoGuest(...programs: readonly string[]): string | undefined {
   if (findGuestKernel() === undefined) return "no Debian cloud kernel is installed (linux-image-cloud-amd64)";
   const missing = ["qemu-system-x86_64", "busybox", ...programs].filter((name) => !findProgram(name));

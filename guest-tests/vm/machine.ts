@@ -6,7 +6,8 @@
 //   1. The serial console is QEMU's standard input and output; all of it is kept, and shown on failure.
 //   2. A command travels in base64, in short lines: quotes and length do not matter to the guest's terminal.
 //      Its marks are put together by the guest, so that an echo of what we type is never taken for one.
-//   3. The kernel may print in the middle of any line. Its messages are taken out before marks are looked for.
+//   3. The kernel may print in the middle of any line. Its messages are taken out before marks are looked
+//      for.
 //   4. No machine outlives its test: it is killed with this process, and by stop(), whatever happened.
 
 import { type ChildProcess, spawn } from "node:child_process";
@@ -126,7 +127,9 @@ export class Machine {
     return this.#ended;
   }
 
-  /** Waits until the console has printed this, from its beginning on. @throws Error with the console's tail */
+  /**
+   * Waits until the console has printed this, from its beginning on. @throws Error with the console's tail
+   */
   waitFor(pattern: RegExp, timeoutMs: number): Promise<RegExpExecArray> {
     return this.#heard(() => pattern.exec(this.#console), `the console never said ${pattern}`, timeoutMs);
   }

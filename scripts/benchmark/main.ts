@@ -22,7 +22,11 @@ interface Options {
 
 /** A spread above this says that the machine was too noisy to judge. */
 const NOISY = 0.15;
-/** How long a work runs on another disk before it is measured. */
+/**
+ * Before it is measured a work runs on other disks of the same daemon, so that compilers and caches are past
+ * their start: a daemon lives as long as its guest.
+ */
+const WARM_DISKS = ["warm-1", "warm-2", "warm-3"];
 const WARM_SECONDS = 1.5;
 
 const checkout = path.resolve(fileURLToPath(import.meta.url), "../../../..");
@@ -34,13 +38,11 @@ async function sample(
 ): Promise<Sample> {
   const program = process.env["STRATA_BENCH_DAEMON"] ?? path.join(checkout, "scripts/strata-storage-daemon");
   const kind = name === "strata" ? strata(program) : qemuStorageDaemon(!work.hasJob);
-  const peer = await Peer.start(kind, folder, {
-    disk: images.overlay(`${name}-disk`, work.overlay),
-    warm: images.overlay(`${name}-warm`, work.overlay),
-  });
+  const warm = cold ? [] : WARM_DISKS;
+  const disks = [...warm, "disk"].map((disk) => [disk, images.overlay(disk, work.overlay)] as const);
+  const peer = await Peer.start(kind, folder, Object.fromEntries(disks));
   try {
-    // The same work on another disk of the same daemon, so that compilers and caches are past their start.
-    if (!cold) await work.run(peer, peer.disk("warm"), WARM_SECONDS);
+    for (const disk of warm) await work.run(peer, peer.disk(disk), WARM_SECONDS);
     return await work.run(peer, peer.disk("disk"), seconds);
   } finally {
     await peer.stop();

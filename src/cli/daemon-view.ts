@@ -1,5 +1,6 @@
 // What a daemon tells of its nodes, exports and jobs, and how a name that a person types is found in it.
 
+import { statSync } from "node:fs";
 import path from "node:path";
 import { BlockError } from "../base/errors.ts";
 import type { QmpConnection } from "./qmp-client.ts";
@@ -22,6 +23,9 @@ export interface DeviceView {
   readonly name: string;
   readonly id: string;
   readonly "node-name": string;
+  readonly writable?: boolean;
+  /** Where clients find it. */
+  readonly uri?: string;
 }
 
 /** Members of QAPI's BlockJobInfo that we look at; bytes. */
@@ -75,6 +79,23 @@ function findFile(view: DaemonView, name: string): NodeView | undefined {
   // The bare name will do where only one image has it.
   const alike = images.filter((node) => path.basename(node.file) === name);
   return alike.length === 1 ? alike[0] : undefined;
+}
+
+/** The device whose top image is this file. */
+export function deviceOfImage(view: DaemonView, file: string): DeviceView | undefined {
+  return view.devices.find((device) => {
+    const node = view.nodes.find((one) => one["node-name"] === device["node-name"]);
+    return node !== undefined && isSameFile(node.file, file);
+  });
+}
+
+function isSameFile(one: string, other: string): boolean {
+  try {
+    const [a, b] = [statSync(one), statSync(other)];
+    return a.dev === b.dev && a.ino === b.ino;
+  } catch {
+    return false;
+  }
 }
 
 function onlyDevice(view: DaemonView): NodeView {

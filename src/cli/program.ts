@@ -2,10 +2,12 @@
 
 import { Command, CommanderError } from "commander";
 import type { CommandContext } from "./command-context.ts";
+import { addAttach } from "./commands/attach.ts";
 import { addChain } from "./commands/chain.ts";
 import { addCheck } from "./commands/check.ts";
 import { addCreate } from "./commands/create.ts";
 import { addDemo } from "./commands/demo.ts";
+import { addDetach } from "./commands/detach.ts";
 import { addInfo } from "./commands/info.ts";
 import { addJobs } from "./commands/jobs.ts";
 import { addMap } from "./commands/map.ts";
@@ -31,6 +33,8 @@ export function buildProgram(version: string, context: CommandContext): Command 
     })
     .addHelpText("after", "\nThe first thing to try: strata demo\n");
   addServe(program, context);
+  addAttach(program, context);
+  addDetach(program, context);
   addChain(program, context);
   addStream(program, context);
   addSnapshot(program, context);

@@ -1,4 +1,4 @@
-// The C library through koffi: five functions, the only foreign calls of the program.
+// The C library through koffi: five functions for host files.
 //
 // 64-bit little-endian Linux only: `iovec` and `flock` are laid out by hand below.
 //
@@ -15,12 +15,11 @@
 // a Buffer 0.83, with a fresh subarray 0.95, fs.readSync 1.11; address from the WeakMap 0.03, from
 // koffi.address 0.07.
 
-import { createRequire } from "node:module";
 import { assert } from "../base/assert.ts";
 import { Errno } from "./host-error.ts";
+import { type ForeignFunction, type Koffi, loadKoffi } from "./load-koffi.ts";
 import type { SystemCalls } from "./system-calls.ts";
 
-const ARCHITECTURES = ["x64", "arm64", "riscv64", "loong64"];
 const RWF_NOWAIT = 8;
 /** The kernel's IOV_MAX. */
 const IOVECS_MAX = 1024;
@@ -35,22 +34,14 @@ const F_WRLCK = 1;
 const F_UNLCK = 2;
 const SEEK_SET = 0;
 
-interface Koffi {
-  load(path: string | null): { func(name: string, result: string, parameters: string[]): ForeignFunction };
-  address(buffer: Uint8Array | Uint32Array): bigint;
-  errno(): number;
-}
-type ForeignFunction = (...values: number[]) => number;
-
 /** The calls, or why there are none. */
 export function loadLibc(): SystemCalls | string {
-  if (process.platform !== "linux") return `not made for ${process.platform}`;
-  if (!ARCHITECTURES.includes(process.arch)) return `not made for ${process.arch}`;
+  const koffi = loadKoffi();
+  if (typeof koffi === "string") return koffi;
   try {
-    const koffi = createRequire(import.meta.url)("koffi") as Koffi;
     return new Libc(koffi);
   } catch (error) {
-    return `koffi cannot be loaded: ${error instanceof Error ? error.message.split("\n")[0] : String(error)}`;
+    return `the C library lacks a call: ${error instanceof Error ? error.message.split("\n")[0] : String(error)}`;
   }
 }
 

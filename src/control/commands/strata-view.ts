@@ -1,5 +1,6 @@
 // Commands of our own: what a person wants to see of a chain and QMP has no words for.
 
+import { formatNbdUri } from "../../../nbd/uri.ts";
 import { reportChain } from "../chain-report.ts";
 import { type Command, command } from "../command.ts";
 import { array, bool, int, str, struct } from "../qapi/types.ts";
@@ -29,6 +30,7 @@ const device = struct("StrataDevice", "A node that is served.", {
   id: str,
   "node-name": str,
   writable: bool,
+  "*uri": str,
 });
 
 export const STRATA_COMMANDS: readonly Command[] = [
@@ -41,15 +43,18 @@ export const STRATA_COMMANDS: readonly Command[] = [
   }),
   command({
     name: "x-strata-query-devices",
-    doc: "What is served, with the names that clients ask for.",
+    doc: "What is served, with the names that clients ask for, and where they find it.",
     data: struct("StrataQueryDevices", "Nothing.", {}),
     returns: array(device),
-    run: (daemon) =>
-      daemon.exports.entries.map(({ id, name, backend }) => ({
+    run: (daemon) => {
+      const [address] = daemon.exports.addresses;
+      return daemon.exports.entries.map(({ id, name, backend }) => ({
         name,
         id,
         "node-name": backend.node.name,
         writable: !backend.readOnly,
-      })),
+        ...(address !== undefined && { uri: formatNbdUri({ address, exportName: name }) }),
+      }));
+    },
   }),
 ];
