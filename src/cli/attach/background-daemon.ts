@@ -1,0 +1,174 @@
+// A `strata serve` that goes on when the command that started it has ended.
+//
+//   1. It is ready when its QMP socket answers, which it opens last.
+//   2. What it says goes to NAME.log beside its sockets, since nobody reads a pipe later.
+//   3. Two that start at the same time under one name: one of them finds the address taken, and starts again
+//      under a name that is its own.
+
+import { type ChildProcess, spawn } from "node:child_process";
+import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { BlockError } from "../../base/errors.ts";
+import {
+  type ControlEnvironment,
+  controlDirectory,
+  makeControlDirectory,
+  newSockets,
+  refuseLongPath,
+  socketStem,
+  socketsOf,
+} from "../control-directory.ts";
+import { deviceOfImage, viewDaemon } from "../daemon-view.ts";
+import { QmpClient } from "../qmp-client.ts";
+import type { AttachRecord } from "./attach-record.ts";
+
+const LOOK_MS = 20;
+/** An orderly end writes what is left to write, and that takes as long as the host's disk takes. */
+const END_MS_MAX = 120_000;
+
+export interface DaemonPlan {
+  readonly disk: string;
+  readonly format: string | undefined;
+  readonly readOnly: boolean;
+  readonly environment: ControlEnvironment;
+  /** Path of its QMP socket; otherwise one after the disk's name. */
+  readonly qmp?: string | undefined;
+  /** Throws when the user has had enough. */
+  checkInterrupt(): void;
+}
+
+/** Starts it and waits until clients can come. @throws BlockError with its words when it does not start */
+export async function startDaemon(plan: DaemonPlan): Promise<AttachRecord> {
+  if (plan.qmp !== undefined) return startAt(plan, plan.qmp);
+  const directory = controlDirectory(plan.environment);
+  makeControlDirectory(directory, plan.environment.uid);
+  const { qmp } = await newSockets(directory, plan.disk);
+  try {
+    return await startAt(plan, qmp);
+  } catch (error) {
+    if (!/address already in use/i.test(String(error))) throw error;
+    const own = socketsOf(path.join(directory, `${socketStem(plan.disk)}-${process.pid}.qmp`));
+    refuseLongPath(own.hmp);
+    return startAt(plan, own.qmp);
+  }
+}
+
+async function startAt(plan: DaemonPlan, qmp: string): Promise<AttachRecord> {
+  const disk = path.resolve(plan.disk);
+  const log = `${qmp.slice(0, -".qmp".length)}.log`;
+  const child = spawnServe(plan, disk, { qmp, log });
+  try {
+    const uri = await readyUri(plan, child, { qmp, log });
+    child.unref();
+    return { disk, uri, pid: child.pid!, qmp, log };
+  } catch (error) {
+    await endChild(child);
+    rmSync(log, { force: true });
+    throw error;
+  }
+}
+
+function spawnServe(plan: DaemonPlan, disk: string, files: { qmp: string; log: string }): ChildProcess {
+  const args = ["serve", disk, "--control", files.qmp];
+  if (plan.format !== undefined) args.push("--format", plan.format);
+  if (plan.readOnly) args.push("--read-only");
+  const fd = openSync(files.log, "w", 0o600);
+  try {
+    // A session of its own: the end of this terminal is not the end of the disk. And no folder is kept busy.
+    return spawn(process.execPath, [process.argv[1]!, ...args], {
+      detached: true,
+      cwd: "/",
+      stdio: ["ignore", fd, fd],
+    });
+  } finally {
+    closeSync(fd);
+  }
+}
+
+async function readyUri(
+  plan: DaemonPlan,
+  child: ChildProcess,
+  files: { qmp: string; log: string },
+): Promise<string> {
+  let failure: string | undefined;
+  child.once("error", (error) => {
+    failure = `cannot start a daemon: ${error.message}`;
+  });
+  child.once("exit", () => {
+    failure ??= lastWords(files.log) || `the daemon for '${plan.disk}' ended at once`;
+  });
+  for (;;) {
+    plan.checkInterrupt();
+    if (failure !== undefined) throw new BlockError("EIO", failure);
+    const uri = await uriAt(files.qmp, plan.disk);
+    if (uri !== undefined) return uri;
+    await sleep(LOOK_MS);
+  }
+}
+
+/** undefined also when it is another disk that somebody began to serve there. */
+async function uriAt(qmp: string, disk: string): Promise<string | undefined> {
+  try {
+    const client = await QmpClient.connect(qmp);
+    try {
+      return deviceOfImage(await viewDaemon(client), disk)?.uri;
+    } finally {
+      client.close();
+    }
+  } catch {
+    return undefined;
+  }
+}
+
+/** The daemon's error, as it would stand on a terminal. */
+function lastWords(log: string): string {
+  const lines = readFileSync(log, "utf8").trim().split("\n");
+  return lines.at(-1)!.replace(/^strata: /, "");
+}
+
+async function endChild(child: ChildProcess): Promise<void> {
+  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
+  const ended = new Promise<void>((resolve) => child.once("exit", () => resolve()));
+  child.kill("SIGTERM");
+  await ended;
+}
+
+/**
+ * Asks a daemon to end and waits until it has: then its images are closed and free for others. One that is
+ * gone already is fine. @throws BlockError EBUSY when it does not end
+ */
+export async function stopDaemon({ qmp, pid, log }: AttachRecord): Promise<void> {
+  let client: QmpClient;
+  try {
+    client = await QmpClient.connect(qmp);
+  } catch {
+    rmSync(log, { force: true });
+    return;
+  }
+  try {
+    await client.execute("quit");
+  } catch {
+    // It may hang up before it has answered.
+  } finally {
+    client.close();
+  }
+  for (let waitedMs = 0; isRunning(pid); waitedMs += LOOK_MS) {
+    if (waitedMs >= END_MS_MAX) {
+      throw new BlockError("EBUSY", `the daemon (pid ${pid}) does not end; what it says stands in ${log}`);
+    }
+    await sleep(LOOK_MS);
+  }
+  rmSync(log, { force: true });
+}
+
+/** One that has ended and that nobody has asked about yet, a zombie, does not run. */
+function isRunning(pid: number): boolean {
+  try {
+    // pid (name) state ...; the name may hold anything.
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return !/^[ZX]/.test(stat.slice(stat.lastIndexOf(")") + 2));
+  } catch {
+    return false;
+  }
+}

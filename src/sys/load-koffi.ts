@@ -1,0 +1,23 @@
+// koffi, which calls functions of the C library: loaded here and nowhere else.
+
+import { createRequire } from "node:module";
+
+const ARCHITECTURES = ["x64", "arm64", "riscv64", "loong64"];
+
+export interface Koffi {
+  load(path: string | null): { func(name: string, result: string, parameters: string[]): ForeignFunction };
+  address(buffer: Uint8Array | Uint32Array): bigint;
+  errno(): number;
+}
+export type ForeignFunction = (...values: number[]) => number;
+
+/** koffi on 64-bit little-endian Linux, or why there is none. */
+export function loadKoffi(): Koffi | string {
+  if (process.platform !== "linux") return `not made for ${process.platform}`;
+  if (!ARCHITECTURES.includes(process.arch)) return `not made for ${process.arch}`;
+  try {
+    return createRequire(import.meta.url)("koffi") as Koffi;
+  } catch (error) {
+    return `koffi cannot be loaded: ${error instanceof Error ? error.message.split("\n")[0] : String(error)}`;
+  }
+}
