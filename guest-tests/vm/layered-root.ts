@@ -31,6 +31,22 @@ export function layerFile(directory: string, letter: string): string {
   return path.join(directory, `file-${letter}.img`);
 }
 
+/**
+ * Arguments that open each image of a chain as a node of its own, `root-A` to `root-E`, so that jobs can name
+ * them, and export the top.
+ */
+export function layerArguments(directory: string): string[] {
+  const letters = ["A", ...OVERLAYS];
+  const nodes = letters.flatMap((letter, index) => {
+    const file = `file.driver=file,file.filename=${layerFile(directory, letter)}`;
+    const rights = letter === "E" ? "discard=unmap,file.discard=unmap" : "read-only=on";
+    const backing = index === 0 ? "" : `,backing=${ROOT_DEVICE}-${letters[index - 1]}`;
+    return ["--blockdev", `driver=qcow2,node-name=${ROOT_DEVICE}-${letter},${rights},${file}${backing}`];
+  });
+  const exported = `type=nbd,id=export-root,node-name=${ROOT_DEVICE}-E,name=${ROOT_DEVICE},writable=on`;
+  return [...nodes, "--export", exported];
+}
+
 /** Arguments that open a disk by its top image; the rest of the chain follows from the links on disk. */
 export function diskArguments(name: string, file: string): string[] {
   const node = `driver=qcow2,node-name=${name}-disk,discard=unmap,file.driver=file,file.filename=${file}`;
