@@ -124,7 +124,8 @@ export async function runningDaemons(directory: string): Promise<string[]> {
   return names;
 }
 
-function isAlive(socketPath: string): Promise<boolean> {
+/** Whether somebody listens at a unix socket. */
+export function isAlive(socketPath: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = createConnection(socketPath);
     socket.once("connect", () => {

@@ -2,19 +2,19 @@
 //
 //   1. It is ready when its QMP socket answers, which it opens last.
 //   2. What it says goes to NAME.log beside its sockets, since nobody reads a pipe later.
-//   3. Two that start at the same time under one name: one of them finds the address taken, and starts again
-//      under a name that is its own.
+//   3. Two that start at the same time for disks of one name get names of their own: the log file is made by
+//      one of them only, and is there for as long as the daemon is.
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { BlockError } from "../../base/errors.ts";
+import { BlockError, errorMessage } from "../../base/errors.ts";
 import {
   type ControlEnvironment,
   controlDirectory,
+  isAlive,
   makeControlDirectory,
-  newSockets,
   refuseLongPath,
   socketStem,
   socketsOf,
@@ -24,8 +24,12 @@ import { QmpClient } from "../qmp-client.ts";
 import type { AttachRecord } from "./attach-record.ts";
 
 const LOOK_MS = 20;
+/** Disks of one name that are served at the same time. */
+const NAMES_MAX = 1000;
 /** An orderly end writes what is left to write, and that takes as long as the host's disk takes. */
 const END_MS_MAX = 120_000;
+
+type DaemonFiles = Pick<AttachRecord, "qmp" | "log">;
 
 export interface DaemonPlan {
   readonly disk: string;
@@ -40,36 +44,54 @@ export interface DaemonPlan {
 
 /** Starts it and waits until clients can come. @throws BlockError with its words when it does not start */
 export async function startDaemon(plan: DaemonPlan): Promise<AttachRecord> {
-  if (plan.qmp !== undefined) return startAt(plan, plan.qmp);
+  if (plan.qmp !== undefined) return startAt(plan, { qmp: plan.qmp, log: logOf(plan.qmp) });
   const directory = controlDirectory(plan.environment);
   makeControlDirectory(directory, plan.environment.uid);
-  const { qmp } = await newSockets(directory, plan.disk);
-  try {
-    return await startAt(plan, qmp);
-  } catch (error) {
-    if (!/address already in use/i.test(String(error))) throw error;
-    const own = socketsOf(path.join(directory, `${socketStem(plan.disk)}-${process.pid}.qmp`));
-    refuseLongPath(own.hmp);
-    return startAt(plan, own.qmp);
+  const stem = path.join(directory, socketStem(plan.disk));
+  for (let number = 1; ; number++) {
+    const { qmp, hmp } = socketsOf(`${number === 1 ? stem : `${stem}-${number}`}.qmp`);
+    refuseLongPath(hmp);
+    if (!(await claim(qmp))) continue;
+    try {
+      return await startAt(plan, { qmp, log: logOf(qmp) });
+    } catch (error) {
+      // A 'strata serve' that a person started at this very moment.
+      if (number === NAMES_MAX || !/address already in use/i.test(errorMessage(error))) throw error;
+    }
   }
 }
 
-async function startAt(plan: DaemonPlan, qmp: string): Promise<AttachRecord> {
-  const disk = path.resolve(plan.disk);
-  const log = `${qmp.slice(0, -".qmp".length)}.log`;
-  const child = spawnServe(plan, disk, { qmp, log });
+/** Takes a name: whoever makes the log file has it, and it is gone when the daemon has ended. */
+async function claim(qmp: string): Promise<boolean> {
+  if (await isAlive(qmp)) return false;
   try {
-    const uri = await readyUri(plan, child, { qmp, log });
-    child.unref();
-    return { disk, uri, pid: child.pid!, qmp, log };
+    closeSync(openSync(logOf(qmp), "wx", 0o600));
+    return true;
   } catch (error) {
-    await endChild(child);
-    rmSync(log, { force: true });
+    if ((error as NodeJS.ErrnoException).code === "EEXIST") return false;
     throw error;
   }
 }
 
-function spawnServe(plan: DaemonPlan, disk: string, files: { qmp: string; log: string }): ChildProcess {
+function logOf(qmp: string): string {
+  return `${qmp.replace(/\.qmp$/, "")}.log`;
+}
+
+async function startAt(plan: DaemonPlan, files: DaemonFiles): Promise<AttachRecord> {
+  const disk = path.resolve(plan.disk);
+  const child = spawnServe(plan, disk, files);
+  try {
+    const uri = await readyUri(plan, child, files);
+    child.unref();
+    return { disk, uri, pid: child.pid!, ...files };
+  } catch (error) {
+    await endChild(child);
+    rmSync(files.log, { force: true });
+    throw error;
+  }
+}
+
+function spawnServe(plan: DaemonPlan, disk: string, files: DaemonFiles): ChildProcess {
   const args = ["serve", disk, "--control", files.qmp];
   if (plan.format !== undefined) args.push("--format", plan.format);
   if (plan.readOnly) args.push("--read-only");
@@ -86,24 +108,25 @@ function spawnServe(plan: DaemonPlan, disk: string, files: { qmp: string; log: s
   }
 }
 
-async function readyUri(
-  plan: DaemonPlan,
-  child: ChildProcess,
-  files: { qmp: string; log: string },
-): Promise<string> {
+async function readyUri(plan: DaemonPlan, child: ChildProcess, files: DaemonFiles): Promise<string> {
   let failure: string | undefined;
-  child.once("error", (error) => {
+  const refused = (error: Error) => {
     failure = `cannot start a daemon: ${error.message}`;
-  });
-  child.once("exit", () => {
+  };
+  const ended = () => {
     failure ??= lastWords(files.log) || `the daemon for '${plan.disk}' ended at once`;
-  });
-  for (;;) {
-    plan.checkInterrupt();
-    if (failure !== undefined) throw new BlockError("EIO", failure);
-    const uri = await uriAt(files.qmp, plan.disk);
-    if (uri !== undefined) return uri;
-    await sleep(LOOK_MS);
+  };
+  child.once("error", refused).once("exit", ended);
+  try {
+    for (;;) {
+      plan.checkInterrupt();
+      if (failure !== undefined) throw new BlockError("EIO", failure);
+      const uri = await uriAt(files.qmp, plan.disk);
+      if (uri !== undefined) return uri;
+      await sleep(LOOK_MS);
+    }
+  } finally {
+    child.off("exit", ended);
   }
 }
 

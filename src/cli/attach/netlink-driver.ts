@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { connectForHandOver, type HandedConnection } from "../../../nbd/handed-connection.ts";
 import { TransmissionFlags } from "../../../nbd/protocol.ts";
-import { BlockError, errorCode } from "../../base/errors.ts";
+import { BlockError, errorCode, errorMessage } from "../../base/errors.ts";
 import { deviceState, type NbdHost } from "../../sys/nbd-device.ts";
 import type { NbdConnect, NbdNetlink } from "../../sys/nbd-netlink.ts";
 import type { NetlinkCalls } from "../../sys/netlink-socket.ts";
@@ -61,6 +61,7 @@ export class NetlinkDriver implements KernelDriver {
       try {
         return this.#nbd.connect(plan);
       } catch (error) {
+        if (errorCode(error) === "EPERM") throw noRights(error);
         const { index } = plan;
         if (index === undefined || errorCode(error) !== "EBUSY") throw error;
         const isConnected = deviceState(this.#host, index)?.connected === true;
@@ -69,6 +70,11 @@ export class NetlinkDriver implements KernelDriver {
       }
     }
   }
+}
+
+function noRights(error: unknown): BlockError {
+  const hint = "the kernel lets only root of the host do that, not root of a container";
+  return new BlockError("EPERM", `${errorMessage(error)}: ${hint}`, error);
 }
 
 export function inUse(index: number, backend?: string): BlockError {

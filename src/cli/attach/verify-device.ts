@@ -5,7 +5,8 @@
 //      meanwhile, so a difference counts only while the export itself stands still, and only when it stays.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { NbdClient } from "../../../nbd/client.ts";
+import { detailsOf, NbdClient } from "../../../nbd/client.ts";
+import type { ExportDetails } from "../../../nbd/client-handshake.ts";
 import { TransmissionFlags } from "../../../nbd/protocol.ts";
 import { BlockError } from "../../base/errors.ts";
 import { KiB } from "../../base/units.ts";
@@ -23,44 +24,52 @@ export interface VerifiedDevice {
   /** Bytes of the device. */
   readonly size: number;
   readonly readOnly: boolean;
-  /** Whether the bytes were found to be equal; false when others never stopped to write. */
-  readonly compared: boolean;
+  /** "unknown": others never stopped to write, or the device was in use already. */
+  readonly bytes: "equal" | "unknown";
 }
 
 /** @throws BlockError EIO that says what is different */
 export async function verifyDevice(host: NbdHost, index: number, plan: DevicePlan): Promise<VerifiedDevice> {
   const client = await NbdClient.connect(plan.target);
   try {
-    const { size, flags } = client.details;
-    const readOnly = plan.readOnly || (flags & TransmissionFlags.READ_ONLY) !== 0;
-    const deviceSize = Math.floor(size / SECTOR_BYTES) * SECTOR_BYTES;
-    verifyState(host, index, { size: deviceSize, readOnly, uri: plan.uri });
-    const pieces = piecesOf(deviceSize);
-    const compared = await isEqual({
+    const verified = verifyState(host, index, { ...plan, ...client.details });
+    const pieces = piecesOf(verified.size);
+    const bytes = await isEqual({
       device: () => inTime(readDevice(host, index, pieces), index),
       exported: () => Promise.all(pieces.map(({ offset, bytes }) => client.read(offset, bytes))),
     });
-    if (compared === "different") throw wrong(index, `its bytes are not those of ${plan.uri}`);
-    return { size: deviceSize, readOnly, compared: compared === "equal" };
+    if (bytes === "different") throw wrong(index, `its bytes are not those of ${plan.uri}`);
+    return { ...verified, bytes };
   } finally {
     client.destroy();
   }
 }
 
+/** Without a look at the bytes: a device that is in use may hold newer ones than the server has. */
+export async function verifyUsedDevice(
+  host: NbdHost,
+  index: number,
+  plan: DevicePlan,
+): Promise<VerifiedDevice> {
+  return verifyState(host, index, { ...plan, ...(await detailsOf(plan.target)) });
+}
+
 function verifyState(
   host: NbdHost,
   index: number,
-  expected: { size: number; readOnly: boolean; uri: string },
-): void {
+  expected: Pick<DevicePlan, "uri" | "readOnly"> & Pick<ExportDetails, "size" | "flags">,
+): VerifiedDevice {
+  const { uri } = expected;
+  const size = Math.floor(expected.size / SECTOR_BYTES) * SECTOR_BYTES;
+  const readOnly = expected.readOnly || (expected.flags & TransmissionFlags.READ_ONLY) !== 0;
   const state = deviceState(host, index);
   if (state?.connected !== true) throw wrong(index, "the kernel does not show it as connected");
-  if (state.size !== expected.size) {
-    throw wrong(index, `it has ${state.size} bytes, and ${expected.uri} has ${expected.size}`);
-  }
-  if (expected.readOnly && !state.readOnly) throw wrong(index, "it can be written to, though it must not");
-  if (state.backend !== undefined && state.backend !== expected.uri) {
+  if (state.size !== size) throw wrong(index, `it has ${state.size} bytes, and ${uri} has ${size}`);
+  if (readOnly && !state.readOnly) throw wrong(index, "it can be written to, though it must not");
+  if (state.backend !== undefined && state.backend !== uri) {
     throw wrong(index, `the kernel says that it shows ${state.backend}`);
   }
+  return { size, readOnly: state.readOnly, bytes: "unknown" };
 }
 
 function wrong(index: number, what: string): BlockError {

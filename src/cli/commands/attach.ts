@@ -9,7 +9,7 @@ import { type DiskSource, findSource } from "../attach/disk-source.ts";
 import { type DevicePlan, type KernelDriver, openKernelDriver } from "../attach/kernel-driver.ts";
 import { inUse } from "../attach/netlink-driver.ts";
 import { UndoList } from "../attach/undo.ts";
-import { type VerifiedDevice, verifyDevice } from "../attach/verify-device.ts";
+import { type VerifiedDevice, verifyDevice, verifyUsedDevice } from "../attach/verify-device.ts";
 import { type CommandContext, examples } from "../command-context.ts";
 import { EXIT_CODES } from "../exit-codes.ts";
 import { ExitRequest, usageError } from "../failure.ts";
@@ -135,10 +135,11 @@ class Attachment {
       );
     }
     const plan = { ...this.#wanted, uri: source.uri, target: parseNbdUri(source.uri), index };
+    // All that can be said before: what has been connected once may have been written to.
+    await verifyUsedDevice(this.#host, index, plan);
     await driver.reconnect(plan);
-    // The new connections serve requests by now: the device stays, whatever else goes wrong.
     await this.#record(index, source);
-    this.#tell(index, source, await verifyDevice(this.#host, index, plan), driver);
+    this.#tell(index, source, await verifyUsedDevice(this.#host, index, plan), driver);
   }
 
   /** Said before a daemon is started in vain; the kernel refuses as well. */
@@ -197,10 +198,10 @@ class Attachment {
     const device = `/dev/nbd${index}`;
     const { terminal } = this.#context;
     if (this.#flags.json === true) {
-      const { size, readOnly, compared } = verified;
+      const { size, readOnly, bytes } = verified;
       const { connections } = this.#wanted;
       const daemon = source.started === undefined ? null : source.started.pid;
-      const told = { device, size, readOnly, connections, uri: source.uri, by: driver.name, compared };
+      const told = { device, size, readOnly, connections, uri: source.uri, by: driver.name, bytes };
       terminal.out(JSON.stringify({ ...told, daemon, control: source.qmp ?? null }, undefined, 2) + "\n");
       return;
     }
@@ -209,7 +210,7 @@ class Attachment {
     terminal.out(`  disk        ${this.#disk}${daemon}\n  address     ${source.uri}\n`);
     if (source.qmp !== undefined) terminal.out(`  control     ${source.qmp}\n`);
     terminal.out(`  to end it   strata detach ${device}\n`);
-    if (!verified.compared) {
+    if (verified.bytes !== "equal" && this.#flags.reconnect !== true) {
       terminal.err("strata: others write to the disk all the time, so its bytes were not compared\n");
     }
   }
