@@ -70,6 +70,13 @@ export interface Driver {
   write(offset: number, bytes: number, buffer: Buffer, at: number): Completion;
   /** Several buffers one after the other; optional, the node falls back to single writes. */
   writeVector?(offset: number, parts: readonly Buffer[]): Completion;
+  /**
+   * For a leaf: as a write of what `source`, a leaf too, holds at `sourceOffset`, but inside the host. False:
+   * not with these two; part of the range may have been written. Nobody writes either range meanwhile.
+   */
+  copyFrom?(source: Driver, sourceOffset: number, offset: number, bytes: number): Promise<boolean>;
+  /** Whether such a copy takes no space on the host. */
+  sharesSpaceWith?(source: Driver): boolean;
   writeZeroes(offset: number, bytes: number, flags: number): Completion;
   /** A hint for a raw leaf; in an image with a backing link a discarded cluster reads as zeros. */
   discard(offset: number, bytes: number): Completion;

@@ -159,6 +159,21 @@ export class BlockNode implements DriverHost {
     });
   }
 
+  /** See Driver.copyFrom; false also where the driver has no such thing. */
+  async copyFrom(source: BlockNode, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+    let copied = false;
+    await source.hold((from) =>
+      this.#enter(true, offset, bytes, async (driver, { counters }) => {
+        if (driver.copyFrom === undefined) return;
+        copied = await driver.copyFrom(from, sourceOffset, offset, bytes);
+        if (!copied) return;
+        counters.writes++;
+        counters.writeBytes += bytes;
+      }),
+    );
+    return copied;
+  }
+
   /**
    * Makes the range read as zeros. Flags: FUA, MAY_UNMAP, NO_FALLBACK (then ENOTSUP where it would be slow).
    */

@@ -300,6 +300,7 @@ describe("a difficult host", () => {
       size: 0,
       blockDevice: false,
       inMemory,
+      fileSystem: { type: 0, device: 0 },
       calls,
       clock: systemClock,
       locking: false,

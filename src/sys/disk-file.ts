@@ -19,6 +19,7 @@ import type { BlockError } from "../base/errors.ts";
 import { KiB } from "../base/units.ts";
 import type { Descriptor } from "./descriptor.ts";
 import { GroupSync } from "./group-sync.ts";
+import { type FileSystem, HostCopies } from "./host-copies.ts";
 import { Errno, fsError, hostError, isUnsupported } from "./host-error.ts";
 import type { HostExtent, HostFile, LockRequest } from "./host-file.ts";
 import { ImageLock } from "./image-lock.ts";
@@ -46,6 +47,7 @@ export interface DiskFileParts {
   readonly blockDevice: boolean;
   /** On tmpfs or ramfs. */
   readonly inMemory: boolean;
+  readonly fileSystem: FileSystem;
   readonly calls: SystemCalls;
   readonly clock: Clock;
   /** Whether `lock` does anything. */
@@ -75,6 +77,7 @@ export class DiskFile implements HostFile {
   readonly #inlineWrites: InlineWrites;
   readonly #sync: GroupSync;
   readonly #zeroing: Zeroing;
+  readonly #copies: HostCopies;
   #descriptor: Descriptor;
   #inlineReads: InlineReads;
   #writable: boolean;
@@ -96,6 +99,7 @@ export class DiskFile implements HostFile {
     this.#inlineReads = parts.inMemory ? InlineReads.ALWAYS : InlineReads.CACHED;
     this.#inlineWrites = new InlineWrites(parts.clock, !parts.inMemory);
     this.#sync = new GroupSync(() => this.#datasync());
+    this.#copies = new HostCopies(parts.calls, parts.fileSystem);
     this.#zeroing = new Zeroing(parts.calls, parts.clock, parts.blockDevice);
   }
 
@@ -221,6 +225,30 @@ export class DiskFile implements HostFile {
       this.#written(offset + bytes);
     } finally {
       descriptor.leave();
+    }
+  }
+
+  // --- copies inside the host ------------------------------------------------------------------------------
+
+  sharesSpaceWith(source: HostFile): boolean {
+    return source instanceof DiskFile && this.#copies.sharesSpace && this.#copies.isBeside(source.#copies);
+  }
+
+  async copyFrom(source: HostFile, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+    // What lies past the end of the source reads as zeros: nothing to copy from there.
+    if (!(source instanceof DiskFile) || sourceOffset + bytes > source.#size) return false;
+    if (!this.#copies.isBeside(source.#copies)) return false;
+    const [from, to] = [source.#descriptor, this.#descriptor];
+    from.enter();
+    to.enter();
+    try {
+      const copied = await this.#copies.copy(from.fd, sourceOffset, to.fd, offset, bytes);
+      if (copied) this.#written(offset + bytes);
+      else this.#refreshSize();
+      return copied;
+    } finally {
+      from.leave();
+      to.leave();
     }
   }
 

@@ -93,6 +93,22 @@ export class FaultFile implements HostFile {
     });
   }
 
+  /**
+   * To faults, delays and records this is a write. It does not tell what went wrong, as the host does not.
+   */
+  async copyFrom(source: HostFile, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+    const from = source instanceof FaultFile ? source.#inner : source;
+    if (sourceOffset + bytes > from.size) return false;
+    const content = Buffer.alloc(bytes);
+    try {
+      await from.read(sourceOffset, bytes, content, 0);
+      await this.write(offset, bytes, content, 0);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
   writeZeroes(offset: number, bytes: number, options: { unmap: boolean; cheapOnly: boolean }): Completion {
     return this.#call("zeroes", offset, bytes, () => {
       this.#record("zeroes", offset, bytes);

@@ -42,6 +42,14 @@ export interface HostFile {
    * punch holes; where it cannot, nothing happens and this is no error.
    */
   discard(offset: number, bytes: number): Completion;
+  /**
+   * Copies a range of another file to `offset` inside the host, which shares the space where it can; as good
+   * as a write. False: not with these two files; part of the range may hold the copy then. Both ranges are
+   * settled: nobody writes them meanwhile.
+   */
+  copyFrom?(source: HostFile, sourceOffset: number, offset: number, bytes: number): Promise<boolean>;
+  /** Whether a copy from `source` shares its space. */
+  sharesSpaceWith?(source: HostFile): boolean;
   /** Everything that was written before this call is on stable storage when it is done (fdatasync). */
   sync(): Completion;
   /** Sets the length. Growth reads as zeros. */

@@ -53,6 +53,7 @@ class Libc implements SystemCalls {
   readonly #fallocate: ForeignFunction;
   readonly #lseek: ForeignFunction;
   readonly #fcntl: ForeignFunction;
+  readonly #copyFileRange: ForeignFunction;
 
   readonly #addresses = new WeakMap<ArrayBufferLike, number>();
   /** The argument structs of the one call that runs. */
@@ -69,6 +70,8 @@ class Libc implements SystemCalls {
     this.#fallocate = library.func("fallocate", "int", ["int", "int", "int64", "int64"]);
     this.#lseek = library.func("lseek", "int64", ["int", "int64", "int"]);
     this.#fcntl = library.func("fcntl", "int", ["int", "int", "uintptr"]);
+    const offsets = ["int", "uintptr", "int", "uintptr"];
+    this.#copyFileRange = library.func("copy_file_range", "int64", [...offsets, "size_t", "uint"]);
     this.#iovecsAddress = Number(koffi.address(this.#iovecs));
     this.#flockAddress = Number(koffi.address(this.#flock));
   }
@@ -122,6 +125,27 @@ class Libc implements SystemCalls {
     const result = this.#control(fd, F_OFD_GETLK, F_WRLCK, byte);
     if (result < 0) return result;
     return this.#flock.readInt16LE(0) === F_UNLCK ? 0 : 1;
+  }
+
+  // The kernel reads the two offsets and moves them on:  0 source i64 | 8 destination i64
+  copyRange(
+    sourceFd: number,
+    sourceOffset: number,
+    fd: number,
+    offset: number,
+    bytes: number,
+  ): Promise<number> {
+    const offsets = Buffer.from(new ArrayBuffer(16));
+    offsets.writeBigInt64LE(BigInt(sourceOffset), 0);
+    offsets.writeBigInt64LE(BigInt(offset), 8);
+    const address = Number(this.#koffi.address(offsets));
+    const length = Math.min(bytes, TRANSFER_MAX);
+    return new Promise((resolve) => {
+      this.#copyFileRange.async(sourceFd, address, fd, address + 8, length, 0, (error, result) => {
+        // Named here, the memory of the offsets lives until the call has ended.
+        resolve(error !== null || offsets.length === 0 ? -Errno.EIO : result);
+      });
+    });
   }
 
   #readVector(fd: number, offset: number, bytes: number, buffer: Buffer, at: number, flags: number): number {

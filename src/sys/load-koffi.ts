@@ -9,7 +9,11 @@ export interface Koffi {
   address(buffer: Uint8Array | Uint32Array): bigint;
   errno(): number;
 }
-export type ForeignFunction = (...values: number[]) => number;
+export interface ForeignFunction {
+  (...values: number[]): number;
+  /** In the thread pool; the last argument is called back there. errno is lost. */
+  async(...values: (number | ((error: Error | null, result: number) => void))[]): void;
+}
 
 /** koffi on 64-bit little-endian Linux, or why there is none. */
 export function loadKoffi(): Koffi | string {

@@ -90,6 +90,12 @@ export class MemoryFile implements HostFile {
     }
   }
 
+  async copyFrom(source: HostFile, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+    if (!(source instanceof MemoryFile) || sourceOffset + bytes > source.size) return false;
+    this.write(offset, bytes, source.content(sourceOffset, bytes), 0);
+    return true;
+  }
+
   writeZeroes(offset: number, bytes: number, options: { unmap: boolean; cheapOnly: boolean }): void {
     this.#enterToWrite();
     this.#zero(offset, bytes, options.unmap);

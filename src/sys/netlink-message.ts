@@ -108,7 +108,7 @@ export function decodeMessages(bytes: Buffer): Message[] {
 
 /** The errno in an NLMSG_ERROR; 0 is an acknowledgement. */
 export function errnoOfMessage(message: Message): number {
-  return message.payload.length < 4 ? 0 : -message.payload.readInt32LE(0);
+  return message.payload.length < 4 ? 0 : 0 - message.payload.readInt32LE(0);
 }
 
 /** Attributes of a generic message, by type; of several of one type the last. */

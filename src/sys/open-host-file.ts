@@ -16,6 +16,7 @@ import { type Logger, silentLogger } from "../base/logger.ts";
 import { systemCalls } from "./choose-calls.ts";
 import { Descriptor } from "./descriptor.ts";
 import { DiskFile } from "./disk-file.ts";
+import { FileSystemType } from "./host-copies.ts";
 import { Errno, fsError, hostError } from "./host-error.ts";
 import { SeekFrom, type SystemCalls } from "./system-calls.ts";
 
@@ -32,8 +33,8 @@ export interface OpenOptions {
   readonly calls?: SystemCalls;
 }
 
-/** Magic numbers of statfs(2), linux/magic.h. */
-const MEMORY_FILE_SYSTEMS = [0x0102_1994, 0x8584_58f6];
+const UNKNOWN_FILE_SYSTEM = 0;
+const MEMORY_FILE_SYSTEMS: readonly number[] = [FileSystemType.TMPFS, FileSystemType.RAMFS];
 
 /**
  * Opens a regular file or a block device. No lock is taken: call `lock`.
@@ -55,13 +56,15 @@ export function openHostFile(path: string, options: OpenOptions): DiskFile {
     const stats = fstatSync(fd);
     refuseOthers(path, stats, options.writable);
     const blockDevice = stats.isBlockDevice();
+    const type = blockDevice ? UNKNOWN_FILE_SYSTEM : fileSystemType(fd, path);
     return new DiskFile({
       path,
       descriptor: new Descriptor(fd),
       writable: options.writable,
       size: blockDevice ? deviceSize(fd, stats, calls) : stats.size,
       blockDevice,
-      inMemory: !blockDevice && isInMemory(fd, path),
+      inMemory: MEMORY_FILE_SYSTEMS.includes(type),
+      fileSystem: { type, device: stats.dev },
       calls,
       clock: options.clock ?? systemClock,
       locking: (options.locking ?? true) && calls.complete,
@@ -89,15 +92,15 @@ function refuseOthers(path: string, stats: Stats | undefined, writable: boolean)
   throw new BlockError("EINVAL", `'file' driver requires '${path}' to be a regular file`);
 }
 
-function isInMemory(fd: number, path: string): boolean {
+function fileSystemType(fd: number, path: string): number {
   for (const name of [`/proc/self/fd/${fd}`, path]) {
     try {
-      return MEMORY_FILE_SYSTEMS.includes(statfsSync(name).type >>> 0);
+      return statfsSync(name).type >>> 0;
     } catch {
-      // The next name; in the end it counts as a disk, which is right everywhere and slower.
+      // The next name; in the end it counts as some disk, which is right everywhere and slower.
     }
   }
-  return false;
+  return UNKNOWN_FILE_SYSTEM;
 }
 
 function deviceSize(fd: number, stats: Stats, calls: SystemCalls): number {

@@ -21,6 +21,17 @@ export interface SystemCalls {
   fallocate(fd: number, mode: number, offset: number, bytes: number): number;
   /** lseek: the position found. */
   seek(fd: number, offset: number, whence: number): number;
+  /**
+   * copy_file_range in the thread pool: bytes copied, 0 or less when nothing was; the reason is not known
+   * then.
+   */
+  copyRange?(
+    sourceFd: number,
+    sourceOffset: number,
+    fd: number,
+    offset: number,
+    bytes: number,
+  ): Promise<number>;
   /** Takes (shared) or gives back the OFD lock on one byte. */
   lockByte(fd: number, byte: number, take: boolean): number;
   /** Whether another open file holds a lock on the byte: 1 or 0. */

@@ -7,16 +7,19 @@
 //   3. What the layers call zero becomes a zero cluster where something deeper could show, and stays away
 //      where nothing can (no base). Data that turns out to be zeros becomes zero clusters. Version 2 has
 //      none: there it is data.
-//   4. Backing and base are looked at again after every wait.
+//   4. What stands in one run of a layer's file is copied by the host where it can (host-copy.ts). The layers
+//      are held by the merge, so nothing moves in their files.
+//   5. Backing and base are looked at again after every wait.
 
 import { buffers } from "../../base/buffer-pool.ts";
 import { isZero } from "../../base/bytes.ts";
 import { BlockError } from "../../base/errors.ts";
-import { MiB } from "../../base/units.ts";
+import { KiB, MiB } from "../../base/units.ts";
 import { composedExtents } from "../../block/chain.ts";
 import { WriteFlags } from "../../block/driver.ts";
 import { type Extent, ExtentKind, ExtentList } from "../../block/extent.ts";
 import type { BlockNode } from "../../block/node.ts";
+import { HostCopy } from "./host-copy.ts";
 import type { Image } from "./image.ts";
 import { type Mapping, RunKind } from "./mapping.ts";
 import type { Reader } from "./reader.ts";
@@ -25,6 +28,9 @@ import type { Zeroer } from "./zeroer.ts";
 
 /** Bytes that are read and written at once. */
 const PIECE_BYTES_MAX = 2 * MiB;
+
+/** After so much the host is asked again whether it can copy: units of zeros may have been in the way. */
+const BUFFERED_BYTES = 256 * KiB;
 
 /** What to do with a stretch of whole units. */
 const Action = { SKIP: 0, ZERO: 1, COPY: 2 } as const;
@@ -36,6 +42,7 @@ export class CopyUp {
   readonly #writer: Writer;
   readonly #zeroer: Zeroer;
   readonly #mapping: Mapping;
+  readonly #hostCopy: HostCopy;
 
   constructor(image: Image, reader: Reader, writer: Writer, zeroer: Zeroer) {
     this.#image = image;
@@ -43,6 +50,7 @@ export class CopyUp {
     this.#writer = writer;
     this.#zeroer = zeroer;
     this.#mapping = image.newMapping();
+    this.#hostCopy = new HostCopy(this.#mapping.subclusterSize, image.header.version >= 3);
   }
 
   /** See Driver.copyUp. */
@@ -93,7 +101,7 @@ export class CopyUp {
       const action = this.#actionAt(list.extents, at, pos, end, base);
       const to = this.#sameAction(list.extents, at, pos, end, base, action);
       if (action === Action.ZERO) await this.#zeroer.writeZeroesLocked(pos, to - pos, WriteFlags.MAY_UNMAP);
-      if (action === Action.COPY) copied += await this.#copyRun(pos, to);
+      if (action === Action.COPY) copied += await this.#copyRun(pos, to, list.extents, at, backing);
       pos = to;
     }
     return copied;
@@ -147,8 +155,35 @@ export class CopyUp {
     return none || this.#image.header.version < 3 ? Action.COPY : Action.ZERO;
   }
 
-  /** Copies [from, to) as the guest sees it. */
-  async #copyRun(from: number, to: number): Promise<number> {
+  /** Copies [from, to) as the guest sees it; `extents` from `at` on are what `backing` holds there. */
+  async #copyRun(
+    from: number,
+    to: number,
+    extents: readonly Extent[],
+    at: number,
+    backing: BlockNode,
+  ): Promise<number> {
+    const unit = this.#mapping.subclusterSize;
+    let copied = 0;
+    let index = at;
+    for (let pos = from; pos < to; ) {
+      while (endOf(extents[index]!) <= pos) index++;
+      const source = this.#hostCopy.sourceOf(extents[index]!, backing, pos, to, this.#image.file);
+      if (source !== undefined) {
+        await this.#writer.copyLocked(pos, source.bytes, source.file, source.offset);
+        copied += source.bytes;
+        pos += source.bytes;
+        continue;
+      }
+      const rest = Math.min(endOf(extents[index]!) - pos, BUFFERED_BYTES);
+      const end = Math.min(to, pos + Math.ceil(rest / unit) * unit);
+      copied += await this.#copyThroughBuffer(pos, end);
+      pos = end;
+    }
+    return copied;
+  }
+
+  async #copyThroughBuffer(from: number, to: number): Promise<number> {
     const { clusterSize } = this.#image;
     let copied = 0;
     for (let pos = from; pos < to; ) {
@@ -189,4 +224,8 @@ export class CopyUp {
   #isZeroUnit(piece: Buffer, from: number, to: number): boolean {
     return this.#image.header.version >= 3 && isZero(piece, from, to - from);
   }
+}
+
+function endOf(extent: Extent): number {
+  return extent.offset + extent.bytes;
 }

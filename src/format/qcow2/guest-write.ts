@@ -16,12 +16,17 @@
 //      linked before stay written: a failed write may have happened in part.
 //   3. With subclusters a write allocates those that it touches, not the cluster; unless the old cluster was
 //      compressed or shared: then all of it is copied.
-//   4. A head or tail of zeros is not written where the host cluster reads as zeros anyway (a fresh one).
+//   4. The payload may stand in another image's file instead of a buffer (a merge): then the host copies it
+//      inside, or it goes through a buffer where the host cannot. It is whole units of clusters that are not
+//      ours yet, so there is no head and no tail.
+//   5. A head or tail of zeros is not written where the host cluster reads as zeros anyway (a fresh one).
 
+import { assert } from "../../base/assert.ts";
 import { buffers } from "../../base/buffer-pool.ts";
 import { isZero } from "../../base/bytes.ts";
 import { both, type Completion } from "../../base/completion.ts";
-import { KiB } from "../../base/units.ts";
+import { KiB, MiB } from "../../base/units.ts";
+import type { BlockNode } from "../../block/node.ts";
 import type { Image } from "./image.ts";
 import {
   ALL_SUBCLUSTERS,
@@ -43,6 +48,9 @@ import type { Steps } from "./steps.ts";
  */
 const JOINED_PAYLOAD_MAX = 128 * KiB;
 
+/** What goes through a buffer at once where the host cannot copy. */
+const COPY_PIECE_BYTES = 2 * MiB;
+
 const Phase = { FIND: 0, FILL: 1, WRITE: 2, LINK: 3 } as const;
 
 export interface GuestWriteParts {
@@ -61,6 +69,9 @@ export class GuestWrite implements Steps {
   #end = 0;
   #buffer: Buffer = EMPTY;
   #at = 0;
+  /** Where the payload stands instead of in `#buffer`, and how far behind its place in this image. */
+  #source: BlockNode | undefined;
+  #sourceShift = 0;
   #lockFirst = 0;
   #lockCount = 0;
   #phase: number = Phase.FIND;
@@ -105,6 +116,17 @@ export class GuestWrite implements Steps {
     return this;
   }
 
+  /**
+   * Sets up a copy of what `source`, the node of a host file, holds at `sourceOffset`. The caller holds the
+   * lock; the range is whole units.
+   */
+  prepareCopy(offset: number, bytes: number, source: BlockNode, sourceOffset: number): this {
+    this.prepare(offset, bytes, EMPTY, 0, 0, 0);
+    this.#source = source;
+    this.#sourceShift = sourceOffset - offset;
+    return this;
+  }
+
   get finished(): boolean {
     return this.#pos + this.#inPlace === this.#end;
   }
@@ -130,6 +152,7 @@ export class GuestWrite implements Steps {
     this.#claimed = -1;
     this.#giveArea();
     this.#buffer = EMPTY;
+    this.#source = undefined;
     if (this.#lockCount > 0) image.locks.unlockExclusive(this.#lockFirst, this.#lockCount);
     recycle(this);
   }
@@ -165,6 +188,7 @@ export class GuestWrite implements Steps {
 
   #writeInPlace({ hostOffset, bytes }: Mapping): Completion {
     const { image } = this.#parts;
+    assert(this.#source === undefined, "a copy goes where nothing is allocated");
     if (image.overlapsMetadata(hostOffset, bytes)) throw overlap(image, hostOffset);
     if (image.isPastEnd(hostOffset, bytes)) throw outside(image, hostOffset);
     this.#inPlace = bytes;
@@ -292,6 +316,7 @@ export class GuestWrite implements Steps {
     const area = this.#area;
     const payload = this.#runEnd - this.#pos;
     const payloadHost = this.#hostStart + (this.#pos - this.#fillStart);
+    if (this.#source !== undefined) return this.#copy(this.#source, payloadHost, payload);
     if (area === undefined) return file.write(payloadHost, payload, this.#buffer, this.#at);
     const joined = payload <= JOINED_PAYLOAD_MAX;
     const tailAt = joined ? this.#head + payload : this.#head;
@@ -308,6 +333,20 @@ export class GuestWrite implements Steps {
     if (head > 0) parts.unshift(area.subarray(0, head));
     if (tail > 0) parts.push(area.subarray(tailAt, tailAt + tail));
     return file.writeVector(payloadHost - head, parts);
+  }
+
+  async #copy(source: BlockNode, hostOffset: number, bytes: number): Promise<void> {
+    const { file } = this.#parts.image;
+    const from = this.#pos + this.#sourceShift;
+    assert(this.#head + this.#tail === 0, "a copy is whole units");
+    if (await file.copyFrom(source, from, hostOffset, bytes)) return;
+    const area = buffers.take(Math.min(bytes, COPY_PIECE_BYTES));
+    this.#area = area;
+    for (let done = 0; done < bytes; done += area.length) {
+      const piece = Math.min(area.length, bytes - done);
+      await source.read(from + done, piece, area, 0);
+      await file.write(hostOffset + done, piece, area, 0);
+    }
   }
 
   // --- LINK ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 // under the lock, again after every wait.
 
 import type { Completion } from "../../base/completion.ts";
+import type { BlockNode } from "../../block/node.ts";
 import { GuestWrite } from "./guest-write.ts";
 import type { Image } from "./image.ts";
 import { L2Tables } from "./l2-tables.ts";
@@ -43,6 +44,14 @@ export class Writer {
   /** The same for a caller that holds the exclusive lock of these clusters. */
   writeLocked(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
     return runSteps(this.#take().prepare(offset, bytes, buffer, at, 0, 0));
+  }
+
+  /**
+   * Copies whole units from `source`, the node of a host file, for a caller that holds the exclusive lock of
+   * these clusters and found nothing allocated there.
+   */
+  copyLocked(offset: number, bytes: number, source: BlockNode, sourceOffset: number): Completion {
+    return runSteps(this.#take().prepareCopy(offset, bytes, source, sourceOffset));
   }
 
   async #writeAfter(

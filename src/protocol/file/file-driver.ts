@@ -55,6 +55,15 @@ export class FileDriver implements Driver {
     return this.#file.writeVector(offset, parts);
   }
 
+  async copyFrom(source: Driver, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+    if (!(source instanceof FileDriver) || this.#file.copyFrom === undefined) return false;
+    return this.#file.copyFrom(source.#file, sourceOffset, offset, bytes);
+  }
+
+  sharesSpaceWith(source: Driver): boolean {
+    return source instanceof FileDriver && this.#file.sharesSpaceWith?.(source.#file) === true;
+  }
+
   writeZeroes(offset: number, bytes: number, flags: number): Completion {
     return this.#file.writeZeroes(offset, bytes, {
       unmap: (flags & WriteFlags.MAY_UNMAP) !== 0,

@@ -44,6 +44,11 @@ class Leaf implements Driver {
     return this.#file.writeVector(offset, parts);
   }
 
+  async copyFrom(source: Driver, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+    if (!(source instanceof Leaf) || this.#file.copyFrom === undefined) return false;
+    return this.#file.copyFrom(source.#file, sourceOffset, offset, bytes);
+  }
+
   writeZeroes(offset: number, bytes: number, flags: number): Completion {
     const unmap = (flags & WriteFlags.MAY_UNMAP) !== 0;
     return this.#file.writeZeroes(offset, bytes, {
