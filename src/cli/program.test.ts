@@ -46,3 +46,23 @@ it("says that a directory is no image", async () => {
   ]);
   rmSync(directory, { recursive: true });
 });
+
+it("says what is wrong with a device or a number before it touches anything", async () => {
+  const wrong = async (...args: string[]) => (await run(...args))[1];
+  expect(await run("attach", "a.qcow2", "/dev/sda")).toEqual([
+    2,
+    "strata: '/dev/sda' is no nbd device: name one as /dev/nbd0\n",
+  ]);
+  expect(await wrong("detach", "/dev/nbd0p1")).toBe(
+    "strata: '/dev/nbd0p1' is no nbd device: the whole device is /dev/nbd0\n",
+  );
+  expect(await wrong("attach", "a.qcow2", "-c", "17")).toBe(
+    "strata: --connections takes a whole number from 1 to 16, not '17'\n",
+  );
+  expect(await wrong("attach", "a.qcow2", "--timeout", "1s")).toBe(
+    "strata: --timeout takes a whole number from 1 to 86400, not '1s'\n",
+  );
+  expect(await wrong("attach", "a.qcow2", "--reconnect")).toBe(
+    "strata: --reconnect needs the device: /dev/nbdN\n",
+  );
+});

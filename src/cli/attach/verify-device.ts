@@ -79,7 +79,7 @@ function wrong(index: number, what: string): BlockError {
 /** The beginning and the end, in whole sectors. */
 export function piecesOf(size: number): { offset: number; bytes: number }[] {
   const bytes = Math.min(PIECE_BYTES, size);
-  return size <= 2 * bytes
+  return size <= bytes
     ? [{ offset: 0, bytes }]
     : [
         { offset: 0, bytes },
