@@ -265,11 +265,12 @@ function qemuArguments(settings: MachineSettings): string[] {
  * /dev/kvm and no processor to go with it; no guest gets anywhere there.
  */
 function accelerator(): string[] {
-  const translation = ["-accel", "tcg,thread=multi"];
+  // Without rdrand the guest waits half a minute for random numbers, as soon as something asks for a UUID.
+  const translation = ["-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand"];
   try {
     accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
     const isCapable = /^flags\s*:.* (vmx|svm)\b/m.test(readFileSync("/proc/cpuinfo", "utf8"));
-    return isCapable ? ["-accel", "kvm", ...translation] : translation;
+    return isCapable ? ["-accel", "kvm", "-cpu", "host"] : translation;
   } catch {
     return translation;
   }
