@@ -1,6 +1,6 @@
 // The runner itself: what is typed at the guest arrives whole, and a guest that fails says why.
 
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it } from "vitest";
 import { scratchDirectory } from "../harness/scratch.ts";
 import { buildInitramfs, GUEST_READY } from "./initramfs.ts";
 import { whyNoGuest } from "./kernel.ts";
@@ -9,17 +9,15 @@ import { Machine } from "./machine.ts";
 const missing = whyNoGuest();
 
 describe.skipIf(missing !== undefined)(`a machine under test${missing ? ` (${missing})` : ""}`, () => {
-  let machine: Machine;
-
-  beforeEach(async () => {
-    const initramfs = await buildInitramfs({ modules: ["nbd"] }, `${scratchDirectory()}/initramfs`);
-    machine = await Machine.start({ initramfs });
-    await machine.waitFor(GUEST_READY, 90_000);
-  });
+  let machine: Machine | undefined;
 
   afterEach(() => machine?.stop());
 
   it("runs commands and tells their status and output, whatever the kernel says in between", async () => {
+    const initramfs = await buildInitramfs({ modules: ["nbd"] }, `${scratchDirectory()}/initramfs`);
+    machine = await Machine.start({ initramfs });
+    await machine.waitFor(GUEST_READY, 90_000);
+
     expect(await machine.run("exit_with() { return $1; }; exit_with 7")).toEqual({ status: 7, output: "" });
     expect(await machine.must("printf 'a\\nb \"$HOME\"\\n'")).toBe('a\nb "$HOME"');
     expect((await machine.run("if then")).status).not.toBe(0);
@@ -36,5 +34,11 @@ describe.skipIf(missing !== undefined)(`a machine under test${missing ? ` (${mis
     );
     await machine.kill();
     await expect(machine.waitFor(/never said/, 60_000)).rejects.toThrow(/QEMU ended/);
+  });
+
+  it("shows QEMU's own words when it refuses to start", async () => {
+    await expect(Machine.start({ arguments: ["-no-such-option"] })).rejects.toThrow(
+      /QEMU[\s\S]*no-such-option/,
+    );
   });
 });

@@ -11,16 +11,8 @@
 //   4. No machine outlives its test: it is killed with this process, and by stop(), whatever happened.
 
 import { type ChildProcess, spawn } from "node:child_process";
-import {
-  accessSync,
-  appendFileSync,
-  constants,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
-import { createServer, type Socket } from "node:net";
+import { accessSync, appendFileSync, constants, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { onTestFailed } from "vitest";
@@ -52,24 +44,25 @@ export interface CommandOutcome {
 const COMMAND_PATIENCE_MS = 120_000;
 /** A terminal takes lines of 4095 characters at most; longer ones lose their end. */
 const TYPED_LINE_MAX = 2_000;
+/** QEMU's descriptor for its monitor: a socket that it inherits, so that no file is left behind. */
+const MONITOR = 3;
 const TAIL_LINES = 60;
 const KERNEL_MESSAGE = /\[ *\d+\.\d{6}\] [^\n]*\n/g;
 
 export class Machine {
   readonly #child: ChildProcess;
-  readonly #directory: string;
   readonly #logFile: string | undefined;
   readonly #ended: Promise<void>;
+  readonly #qmp: QmpClient;
   readonly #watchers = new Set<() => void>();
-  #qmp!: QmpClient;
   #console = "";
   #isRunning = true;
   #isBusy = false;
   #commands = 0;
 
-  private constructor(child: ChildProcess, directory: string, logFile: string | undefined) {
+  private constructor(child: ChildProcess, logFile: string | undefined) {
     this.#child = child;
-    this.#directory = directory;
+    this.#qmp = new QmpClient(child.stdio[MONITOR] as Socket, () => "QEMU has ended");
     this.#logFile = logFile;
     if (logFile !== undefined) writeFileSync(logFile, "");
     this.#ended = new Promise((resolve) => {
@@ -87,28 +80,18 @@ export class Machine {
 
   /** Starts QEMU; the guest is still booting then, see waitFor. @throws Error with QEMU's words */
   static async start(settings: MachineSettings): Promise<Machine> {
-    const directory = mkdtempSync(path.join(tmpdir(), "strata-vm-"));
-    const socketPath = path.join(directory, "qmp.sock");
-    const server = createServer();
-    const connected = new Promise<Socket>((resolve) => server.once("connection", resolve));
-    await new Promise<void>((resolve) => server.listen(socketPath, resolve));
-    const child = spawnQemu([...qemuArguments(settings), "-qmp", `unix:${socketPath}`]);
-    const machine = new Machine(child, directory, settings.logFile);
+    const child = spawnQemu(qemuArguments(settings));
+    const machine = new Machine(child, settings.logFile);
     machine.#showOnFailure();
     const refusal = machine.#ended.then(() => Promise.reject(machine.#error("QEMU ended at its start")));
     try {
-      const missing = () => machine.#error("QEMU does not start").message;
-      const socket = await within(Promise.race([connected, refusal]), missing);
+      await within(Promise.race([machine.#qmp.greeting, refusal]), () => "QEMU does not greet");
       refusal.catch(() => undefined);
-      machine.#qmp = new QmpClient(socket, () => "QEMU has ended");
-      await machine.#qmp.greeting;
       await machine.#qmp.execute("qmp_capabilities");
       return machine;
     } catch (error) {
       await machine.stop();
       throw error;
-    } finally {
-      server.close();
     }
   }
 
@@ -176,7 +159,6 @@ export class Machine {
   async stop(): Promise<void> {
     await this.kill();
     running.delete(this.#child);
-    rmSync(this.#directory, { recursive: true, force: true });
   }
 
   /** The last lines of the console, for errors. */
@@ -251,6 +233,7 @@ function qemuArguments(settings: MachineSettings): string[] {
   if (kernel === undefined) throw new Error("no Debian cloud kernel is installed; see scripts/install-tools");
   const args = ["-machine", "q35", ...accelerator(), "-nodefaults", "-nographic", "-no-reboot"];
   args.push("-serial", "stdio", "-m", String(settings.memoryMiB ?? 512), "-smp", String(settings.cpus ?? 2));
+  args.push("-chardev", `socket,id=qmp,fd=${MONITOR}`, "-mon", "chardev=qmp,mode=control");
   args.push("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=");
   if (kernel !== "") {
     const words = `console=ttyS0 panic=-1 ${settings.append ?? ""}`.trimEnd();
@@ -287,7 +270,7 @@ function spawnQemu(args: readonly string[]): ChildProcess {
   // The kernel ends QEMU with us even when we are killed.
   const guard = findProgram("setpriv");
   const line = guard === undefined ? [qemu, ...args] : [guard, "--pdeathsig", "KILL", qemu, ...args];
-  const child = spawn(line[0]!, line.slice(1), { stdio: ["pipe", "pipe", "pipe"] });
+  const child = spawn(line[0]!, line.slice(1), { stdio: ["pipe", "pipe", "pipe", "pipe"] });
   running.add(child);
   return child;
 }
