@@ -17,7 +17,7 @@
 import path from "node:path";
 import type { Clock } from "../base/clock.ts";
 import { BlockError, errorCode, errorWords } from "../base/errors.ts";
-import { KiB } from "../base/units.ts";
+import { KiB, MiB } from "../base/units.ts";
 import { composedExtents, layersAbove } from "../block/chain.ts";
 import { ExtentKind } from "../block/extent.ts";
 import type { Graph, NodeUse } from "../block/graph.ts";
@@ -42,6 +42,8 @@ export interface StreamTarget {
 
 /** Bytes that one copy-up asks for: QEMU's STREAM_CHUNK. A guest write waits for one of them at the most. */
 const CHUNK_BYTES = 512 * KiB;
+/** The same where the host shares the space of the copy, which takes it no longer than the smaller one. */
+const SHARED_CHUNK_BYTES = 32 * MiB;
 /**
  * Chunks in flight. They are copied by the thread pool, so while guests are at work fewer cores are taken.
  */
@@ -71,6 +73,7 @@ export class StreamJob extends Job {
   /** Chunks that failed and wait for a resume under the policy `stop`. */
   readonly #retry: Chunk[] = [];
   #failure: { error: unknown } | undefined;
+  readonly #chunkBytes: number;
   /** The guests' requests when the last chunk was begun. */
   #guestRequests = 0;
 
@@ -88,6 +91,8 @@ export class StreamJob extends Job {
     this.#backingFile = settings.backingFile;
     this.#merged = layersAbove(target.top, target.base).slice(1);
     this.length = target.top.size;
+    const shared = this.#merged.every((layer) => sharesSpace(target.top, layer));
+    this.#chunkBytes = shared ? SHARED_CHUNK_BYTES : CHUNK_BYTES;
   }
 
   /**
@@ -222,7 +227,7 @@ export class StreamJob extends Job {
       if (this.#failure !== undefined) throw this.#failure.error;
       if (this.isAskedToStop) await this.#standStill(pending);
       const again = this.#retry.shift();
-      const chunk = again ?? (await this.#plan(offset, CHUNK_BYTES, PLAN_BYTES));
+      const chunk = again ?? (await this.#plan(offset, this.#nextBytes(), PLAN_BYTES));
       if (chunk === undefined) {
         await Promise.all(pending);
         if (this.#retry.length === 0 && this.#failure === undefined && !this.isAskedToStop) return;
@@ -239,6 +244,11 @@ export class StreamJob extends Job {
       await this.clock.turn();
       while (pending.size >= this.#windowChunks()) await Promise.race(pending);
     }
+  }
+
+  /** A limited speed is kept better in small steps. */
+  #nextBytes(): number {
+    return this.speed === 0 ? this.#chunkBytes : CHUNK_BYTES;
   }
 
   /** Guests first: while they are at work, or the speed is limited, one chunk at a time. */
@@ -437,6 +447,12 @@ class Search {
     const rounded = Math.min(size, rest === 0 ? end : end + this.#unit - rest);
     return { offset: this.#from, bytes: rounded - this.#from, dataBytes: this.#dataBytes };
   }
+}
+
+/** Whether the host shares the space of what is copied from `layer`'s file to `top`'s. */
+function sharesSpace(top: BlockNode, layer: BlockNode): boolean {
+  const from = (layer.file ?? layer).driver;
+  return top.file?.driver.sharesSpaceWith?.(from) === true;
 }
 
 function actionFor(policy: OnError, noSpace: boolean): JobErrorAction {
