@@ -3,12 +3,16 @@
 //
 // Short form: two file systems, two and four connections, restarts. STRATA_LONG=1: larger, more of each.
 
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import path from "node:path";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { Prng } from "../src/base/prng.ts";
 import { MiB } from "../src/base/units.ts";
 import { checkClean, checkForErrors } from "./harness/chain.ts";
 import { NetworkDisk } from "./harness/network-disk.ts";
 import { scratchDirectory } from "./harness/scratch.ts";
+import { run } from "./harness/tool.ts";
 import { buildInitramfs, GUEST_READY } from "./vm/initramfs.ts";
 import { whyNoGuest } from "./vm/kernel.ts";
 import { Machine } from "./vm/machine.ts";
@@ -17,12 +21,15 @@ const IS_LONG = process.env["STRATA_LONG"] === "1";
 const PROGRAMS = ["nbd-client", "fio", "mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_repair", "sfdisk"];
 const ALL_PROGRAMS = [...PROGRAMS, "blkdiscard", "fstrim", "perl"];
 const BOOT_MS = 120_000;
+/** Blocks that the test of flushed writes writes one by one. */
+const FLUSHED_BLOCKS = IS_LONG ? 4_000 : 200;
+const BLOCK_BYTES = 4096;
 const FIO_MS = IS_LONG ? 3_600_000 : 240_000;
 /** What the kernel says when a disk or a file system has failed. */
 const DISK_FAILURE =
   /I\/O error|EXT4-fs error|EXT4-fs warning|XFS \(nbd.*(error|corrupt|shut)|blk_update_request/i;
 /** What each job of fio writes. */
-const FILE_BYTES = IS_LONG ? 256 * MiB : 16 * MiB;
+const FILE_BYTES = IS_LONG ? 256 * MiB : 8 * MiB;
 
 const BUFFERED = "--direct=0 --ioengine=psync --fsync=64";
 const DIRECT = "--direct=1 --ioengine=libaio --iodepth=16";
@@ -38,26 +45,33 @@ const seed = Number(process.env["STRATA_SEED"] ?? Math.floor(Math.random() * 2 *
 
 describe.skipIf(missing !== undefined)(`Linux with /dev/nbd0${missing ? ` (${missing})` : ""}`, () => {
   let machine: Machine | undefined;
+  let shared: string;
+  let initramfs: string;
+
+  beforeAll(async () => {
+    console.log(`seed ${seed} (STRATA_SEED=${seed} repeats it)`);
+    shared = mkdtempSync(path.join(tmpdir(), "strata-linux-nbd-"));
+    writeFileSync(path.join(shared, "pattern"), pattern());
+    const files = {
+      "/usr/bin/nbd-keep": path.join(import.meta.dirname, "vm/nbd-keep.pl"),
+      "/pattern": path.join(shared, "pattern"),
+    };
+    const settings = { programs: ALL_PROGRAMS, modules: ["nbd", "xfs"], files };
+    initramfs = await buildInitramfs(settings, path.join(shared, "initramfs"));
+  });
+  afterAll(() => rmSync(shared, { recursive: true, force: true }));
   afterEach(() => machine?.stop());
 
-  async function boot(directory: string): Promise<Machine> {
-    const keep = path.join(import.meta.dirname, "vm/nbd-keep.pl");
-    const settings = {
-      programs: ALL_PROGRAMS,
-      modules: ["nbd", "xfs"],
-      files: { "/usr/bin/nbd-keep": keep },
-    };
-    const initramfs = await buildInitramfs(settings, path.join(directory, "initramfs"));
+  async function boot(): Promise<Machine> {
     machine = await Machine.start({ initramfs, memoryMiB: 1024 });
     await machine.waitFor(GUEST_READY, BOOT_MS);
     return machine;
   }
 
   it("takes ext4 and xfs over two and four connections, and gives back to the host what is freed", async () => {
-    console.log(`seed ${seed} (STRATA_SEED=${seed} repeats it)`);
     const directory = scratchDirectory();
     const disk = await NetworkDisk.serve(directory, IS_LONG ? "8G" : "2G");
-    const guest = await boot(directory);
+    const guest = await boot();
 
     expect(await guest.must(`nbd-client -l 10.0.2.2 ${disk.port}`)).toContain(disk.exportName);
     expect((await guest.run(attach(disk, { name: "nobody" }))).status).not.toBe(0);
@@ -90,51 +104,57 @@ describe.skipIf(missing !== undefined)(`Linux with /dev/nbd0${missing ? ` (${mis
   it("keeps every write that was flushed when the daemon is killed under nbd-client -persist", async () => {
     const directory = scratchDirectory();
     const disk = await NetworkDisk.serve(directory, "64M");
-    const guest = await boot(directory);
-    const blocks = IS_LONG ? 4_000 : 200;
+    const guest = await boot();
     // The nbd-client of Debian 12 ends when the server hangs up, -persist or not (its kernel call returns
     // without an error), so a supervisor starts it anew, as systemd would.
     const client = `nbd-client -nonetlink -nofork -persist -name ${disk.exportName} 10.0.2.2 ${disk.port} /dev/nbd0`;
     await guest.must(`while :; do ${client} >>/tmp/client 2>&1; usleep 100000; done &`);
-    await guest.must(`head -c ${blocks * 4096} /dev/urandom >/tmp/pattern`);
-    await guest.must(`${waitUntilAttached()} && (${flushedWrites(blocks)}) >/tmp/writer 2>&1 &`);
+    await guest.must(`${waitUntilAttached()} && (${flushedWrites()}) >/tmp/writer 2>&1 &`);
 
     for (const [share, how] of [
       [0.25, "kill"],
       [0.5, "quit"],
       [0.75, "kill"],
     ] as const) {
-      const reached = Math.floor(blocks * share);
+      const reached = Math.floor(FLUSHED_BLOCKS * share);
       await guest.must(`until [ "$(cat /tmp/reached)" -ge ${reached} ] 2>/dev/null; do usleep 20000; done`);
       await disk.daemon[how]();
       await disk.start();
     }
     await guest.must("until [ -e /tmp/done ]; do usleep 100000; done", FIO_MS);
-    await guest.must(`cmp -n ${blocks * 4096} /tmp/pattern /dev/nbd0`);
+    await guest.must(`cmp -n ${FLUSHED_BLOCKS * BLOCK_BYTES} /pattern /dev/nbd0`);
 
     await disk.daemon.quit();
+    const copy = path.join(directory, "copy.raw");
+    await run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk.file, copy);
+    expect(
+      readFileSync(copy)
+        .subarray(0, FLUSHED_BLOCKS * BLOCK_BYTES)
+        .equals(pattern()),
+    ).toBe(true);
     await checkForErrors(disk.file);
   });
 
   it("lets requests wait in the kernel while the daemon is restarted: no I/O error, no verify failure", async () => {
-    console.log(`seed ${seed}`);
     const directory = scratchDirectory();
     const disk = await NetworkDisk.serve(directory, "1G");
-    const guest = await boot(directory);
+    const guest = await boot();
     const keep = (verb: string) => `nbd-keep ${verb} 10.0.2.2 ${disk.port} ${disk.exportName} 0 2 3 120`;
     await guest.must(keep("connect"));
     await guest.must(`${waitUntilAttached()} && mkfs.ext4 -q -F /dev/nbd0 && mkdir -p /mnt/ext4`);
     await guest.must("mount /dev/nbd0 /mnt/ext4");
-    const work = fio(`--name=kept --directory=/mnt/ext4 ${DIRECT} --loops=${IS_LONG ? 8 : 2}`);
-    await guest.must(`(${work}; echo $? >/tmp/status) >/tmp/fio 2>&1 &`);
-    for (let round = 0; round < (IS_LONG ? 8 : 2); round++) {
-      await guest.must("sleep 1; [ ! -e /tmp/status ] || { echo fio is through; false; }");
+    const work = fio(`--name=kept --directory=/mnt/ext4 ${DIRECT}`);
+    await guest.must(
+      `(while [ ! -e /tmp/stop ]; do ${work} || exit; done; touch /tmp/well) >/tmp/fio 2>&1 &`,
+    );
+    for (let round = 0; round < (IS_LONG ? 20 : 2); round++) {
+      await guest.must(untilWritten(MiB));
       await disk.daemon.quit();
       await disk.start();
       await guest.must(`until ${keep("reconnect")}; do usleep 200000; done`);
     }
-    await guest.must("until [ -e /tmp/status ]; do usleep 100000; done", FIO_MS);
-    expect(await guest.must("cat /tmp/fio /tmp/status")).toMatch(/^0$/m);
+    await guest.must(untilWritten(MiB));
+    await guest.must("touch /tmp/stop; wait; cat /tmp/fio; [ -e /tmp/well ]", FIO_MS);
     await guest.must("umount /mnt/ext4 && e2fsck -f -n /dev/nbd0");
     expect(guest.console).not.toMatch(DISK_FAILURE);
     await detach(guest);
@@ -152,6 +172,12 @@ function attach(disk: NetworkDisk, options: { connections?: number; name?: strin
 
 function waitUntilAttached(): string {
   return "until [ $(cat /sys/block/nbd0/size) -gt 0 ]; do usleep 20000; done";
+}
+
+/** Waits until the guest has written so much more; the seventh number of the statistics counts sectors. */
+function untilWritten(bytes: number): string {
+  const written = "awk '{ print $7 }' /sys/block/nbd0/stat";
+  return `from=$(${written}); until [ $(${written}) -gt $((from + ${bytes / 512})) ]; do usleep 50000; done`;
 }
 
 async function detach(guest: Machine): Promise<void> {
@@ -191,12 +217,19 @@ function fio(...jobs: readonly string[]): string {
   return `fio ${all} ${verify} ${jobs.join(" ")}`;
 }
 
-/** Writes block after block of /tmp/pattern, each one flushed, and tries each again until it is through. */
-function flushedWrites(blocks: number): string {
-  const write =
-    "dd if=/tmp/pattern of=/dev/nbd0 bs=4k skip=$i seek=$i count=1 oflag=direct conv=fsync,notrunc";
+/** Writes block after block of /pattern, each one flushed, and tries each again until it is through. */
+function flushedWrites(): string {
+  const block = `bs=${BLOCK_BYTES} skip=$i seek=$i count=1`;
+  const write = `dd if=/pattern of=/dev/nbd0 ${block} oflag=direct conv=fsync,notrunc`;
   const step = `until ${write} 2>/tmp/error; do usleep 50000; done; i=$((i + 1)); echo $i >/tmp/reached`;
-  return `i=0; while [ $i -lt ${blocks} ]; do ${step}; done; touch /tmp/done`;
+  return `i=0; while [ $i -lt ${FLUSHED_BLOCKS} ]; do ${step}; done; touch /tmp/done`;
+}
+
+/** What these writes write. */
+function pattern(): Buffer {
+  const bytes = Buffer.alloc(FLUSHED_BLOCKS * BLOCK_BYTES);
+  new Prng(seed).fill(bytes);
+  return bytes;
 }
 
 /** Deletes and trims by file, then discards a partition; the host's file must shrink each time. */
