@@ -22,14 +22,14 @@ const PROGRAMS = ["nbd-client", "fio", "mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_r
 const ALL_PROGRAMS = [...PROGRAMS, "blkdiscard", "fstrim", "perl"];
 const BOOT_MS = 120_000;
 /** Blocks that the test of flushed writes writes one by one. */
-const FLUSHED_BLOCKS = IS_LONG ? 4_000 : 200;
+const FLUSHED_BLOCKS = IS_LONG ? 2_000 : 200;
 const BLOCK_BYTES = 4096;
 const FIO_MS = IS_LONG ? 3_600_000 : 240_000;
 /** What the kernel says when a disk or a file system has failed. */
 const DISK_FAILURE =
   /I\/O error|EXT4-fs error|EXT4-fs warning|XFS \(nbd.*(error|corrupt|shut)|blk_update_request/i;
 /** What each job of fio writes. */
-const FILE_BYTES = IS_LONG ? 256 * MiB : 8 * MiB;
+const FILE_BYTES = IS_LONG ? 128 * MiB : 8 * MiB;
 
 const BUFFERED = "--direct=0 --ioengine=psync --fsync=64";
 const DIRECT = "--direct=1 --ioengine=libaio --iodepth=16";
