@@ -14,6 +14,7 @@ export interface GuestKernel {
 
 /** The newest of the installed cloud kernels; undefined where there is none. */
 export function findGuestKernel(): GuestKernel | undefined {
+  if (!existsSync("/boot")) return undefined;
   const releases = readdirSync("/boot")
     .map((name) => /^vmlinuz-(.*-cloud-amd64)$/.exec(name)?.[1])
     .filter((release) => release !== undefined)
@@ -33,9 +34,16 @@ export function findProgram(name: string): string | undefined {
 }
 
 /**
- * Why no guest can run here, for `it.skipIf`; undefined when one can. `programs` are further ones it needs.
+ * Why no guest can run here, for `describe.skipIf`, and said aloud; undefined when one can. `programs` are
+ * further ones that the tests need.
  */
 export function whyNoGuest(...programs: readonly string[]): string | undefined {
+  const why = whatIsMissing(programs);
+  if (why !== undefined) console.error(`skipped: no virtual machine can run here: ${why}`);
+  return why;
+}
+
+function whatIsMissing(programs: readonly string[]): string | undefined {
   if (findGuestKernel() === undefined) return "no Debian cloud kernel is installed (linux-image-cloud-amd64)";
   const missing = ["qemu-system-x86_64", "busybox", ...programs].filter((name) => !findProgram(name));
   return missing.length === 0 ? undefined : `not installed: ${missing.join(", ")}`;
