@@ -1,5 +1,5 @@
-// Merges while a guest works: it has booted from one chain, has the other one as /dev/nbd0, and fio writes and
-// verifies on both without a pause. Both chains are merged at the same time:
+// Merges while a guest works: it has booted from one chain, has the other one as /dev/nbd0, and fio writes
+// and verifies on both without a pause. Both chains are merged at the same time:
 //
 //   root, at the monitor                         data, by QMP
 //   A B C D E F   live snapshot                  A B C D E
@@ -9,35 +9,25 @@
 //   G             live copy to another folder    F             live copy to another folder
 //                 (cancelled half way, again)                  (cancelled half way, again)
 
-import { mkdirSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { MiB } from "../src/base/units.ts";
-import { Chain, checkClean, linksOnDisk } from "./harness/chain.ts";
-import { type Daemon, hmpArguments, nbdServerArguments, startDaemon } from "./harness/daemon.ts";
+import { checkClean, linksOnDisk } from "./harness/chain.ts";
+import type { Daemon } from "./harness/daemon.ts";
 import { scratchDirectory } from "./harness/scratch.ts";
-import { exportArguments } from "./harness/serve.ts";
 import { run } from "./harness/tool.ts";
 import { checkFileSystem } from "./vm/after-guest.ts";
-import { bootDebian, debianInitramfs, settle } from "./vm/debian-guest.ts";
+import { debianInitramfs, settle } from "./vm/debian-guest.ts";
 import { GuestWork, noErrors, type Stalls, UNTOUCHED_FROM } from "./vm/guest-work.ts";
-import {
-  checkLayers,
-  diskArguments,
-  layerArguments,
-  layerFile,
-  makeLayers,
-  ROOT_DEVICE,
-} from "./vm/layered-root.ts";
+import { checkLayers, layerFile, ROOT_DEVICE } from "./vm/layered-root.ts";
 import type { Machine } from "./vm/machine.ts";
 import { cancelled, completed, Merging } from "./vm/merging.ts";
 import { rootDisk } from "./vm/root-disk.ts";
-import { type TcpServer, tcpServer } from "./vm/tcp-server.ts";
+import { dataNode, TwoDisks } from "./vm/two-disks.ts";
 
 /** No write of a guest waits longer for a merge than this. Under translation it is the guest that is slow. */
 const STALL_MS_MAX = 10_000;
-const DATA_BYTES = 64 * MiB;
-const DATA_DEVICE = "data";
 
 const ONE_SEED = process.env["STRATA_MERGE_SEED"];
 const SEEDS =
@@ -78,13 +68,9 @@ describe.skipIf(disk.missing !== undefined)(
 );
 
 interface Scene {
-  readonly directory: string;
-  /** Where the live copies go. */
-  readonly elsewhere: string;
+  readonly disks: TwoDisks;
   readonly initramfs: string;
-  readonly tcp: TcpServer;
   readonly daemon: Daemon;
-  readonly data: Chain;
   /** What the data disk held before the guest came. */
   readonly copyOfData: string;
   readonly machine: Machine;
@@ -94,44 +80,19 @@ interface Scene {
 
 async function setUp(seed: number): Promise<Scene> {
   const directory = scratchDirectory();
-  const elsewhere = path.join(directory, "elsewhere");
-  const dataDirectory = path.join(directory, "data");
-  for (const each of [elsewhere, dataDirectory]) mkdirSync(each);
   const initramfs = await debianInitramfs(directory);
-  await makeLayers({ directory, image: disk.image!, initramfs }, nbdServerArguments(directory));
-  const data = await Chain.build(dataDirectory, {
-    bytes: DATA_BYTES,
-    bytesPerLayer: 8 * MiB,
-    base: seed % 2 === 0 ? "raw" : "qcow2",
-    seed,
-  });
-  const copyOfData = await data.copyOf("E");
-  const tcp = await tcpServer();
-  const daemon = await startDaemon(directory, [
-    ...hmpArguments(directory),
-    ...tcp.arguments,
-    ...layerArguments(directory),
-    ...data.nodeArguments(dataNode),
-    ...exportArguments(dataNode("E"), DATA_DEVICE),
-  ]);
-  const machine = await bootDebian({ initramfs, root: tcp.uri(ROOT_DEVICE) });
-  await attach(machine, tcp);
+  const disks = await TwoDisks.make(directory, { image: disk.image!, initramfs, seed });
+  const copyOfData = await disks.data.copyOf("E");
+  const daemon = await disks.serve();
+  const machine = await disks.boot(initramfs);
   const work = new GuestWork(machine);
   const merging = await Merging.at(daemon);
-  return { directory, elsewhere, initramfs, tcp, daemon, data, copyOfData, machine, work, merging };
-}
-
-function dataNode(letter: string): string {
-  return `${DATA_DEVICE}-${letter}`;
-}
-
-async function attach(machine: Machine, tcp: TcpServer): Promise<void> {
-  await machine.must(`nbd-client ${tcp.clientWords(DATA_DEVICE, "/dev/nbd0")}`);
-  await machine.must(`test $(cat /sys/block/nbd0/size) = ${DATA_BYTES / 512}`);
+  return { disks, initramfs, daemon, copyOfData, machine, work, merging };
 }
 
 /** As a person at the monitor does it. */
-async function mergeRoot({ directory, elsewhere, merging }: Scene, seed: number): Promise<void> {
+async function mergeRoot({ disks, merging }: Scene, seed: number): Promise<void> {
+  const { directory, elsewhere } = disks;
   const speed = (4 + (seed % 3) * 4) * MiB;
   const top = path.join(directory, "root-F.qcow2");
   await merging.type(`snapshot_blkdev ${ROOT_DEVICE} ${top} qcow2`);
@@ -161,7 +122,8 @@ async function mergeRoot({ directory, elsewhere, merging }: Scene, seed: number)
 }
 
 /** As a program does it. */
-async function mergeData({ daemon, data, elsewhere, merging }: Scene): Promise<void> {
+async function mergeData({ disks, daemon, merging }: Scene): Promise<void> {
+  const { data, elsewhere } = disks;
   const speed = 3 * MiB;
   await completed(await merging.streamed({ device: dataNode("D"), base: dataNode("B"), speed }));
   expect(await chainOf(data.file("E"))).toBe("A B D E");
@@ -186,7 +148,8 @@ async function mergeData({ daemon, data, elsewhere, merging }: Scene): Promise<v
 
 /** The images that are left are whole, need no others, and a guest that boots from them finds everything. */
 async function checkAfterwards(scene: Scene): Promise<void> {
-  const { directory, data, elsewhere, initramfs, tcp } = scene;
+  const { disks, initramfs, copyOfData } = scene;
+  const { directory, data, elsewhere } = disks;
   for (const letter of "ABCDE") rmSync(layerFile(directory, letter));
   for (const letter of data.letters) rmSync(data.file(letter));
   rmSync(path.join(directory, "root-F.qcow2"));
@@ -194,15 +157,10 @@ async function checkAfterwards(scene: Scene): Promise<void> {
   const copy = path.join(elsewhere, "data-F.qcow2");
   for (const image of [root, copy]) await checkClean(image);
   await checkFileSystem(root);
-  await sameFrom(UNTOUCHED_FROM, copy, scene.copyOfData);
+  await sameFrom(UNTOUCHED_FROM, copy, copyOfData);
 
-  const daemon = await startDaemon(elsewhere, [
-    ...tcp.arguments,
-    ...diskArguments(ROOT_DEVICE, root),
-    ...diskArguments(DATA_DEVICE, copy),
-  ]);
-  const machine = await bootDebian({ initramfs, root: tcp.uri(ROOT_DEVICE) });
-  await attach(machine, tcp);
+  const daemon = await disks.serveTops({ root, data: copy });
+  const machine = await disks.boot(initramfs);
   await checkLayers(machine);
   const work = new GuestWork(machine);
   await work.verifyAgain();

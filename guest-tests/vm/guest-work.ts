@@ -1,5 +1,6 @@
-// What the guest does with its disks while they are merged: fio writes and verifies, again and again, in files of the
-// root file system and on /dev/nbd0; and a pulse of small writes shows how long the longest of them had to wait.
+// What the guest does with its disks while they are merged: fio writes and verifies, again and again, in
+// files of the root file system and on /dev/nbd0; and a pulse of small writes shows how long the longest of
+// them had to wait.
 //
 //   root      /root/direct      O_DIRECT, 16 in flight         /root/buffered   page cache, fsync every 16
 //   /dev/nbd0 [0, 12 MiB)       O_DIRECT, 16 in flight         [12, 24 MiB)     page cache, fsync every 16
@@ -79,14 +80,14 @@ export class GuestWork {
   }
 
   /** Begins to write and verify; `seed` leads to the seeds of all runs. */
-  async start(seed: number): Promise<void> {
+  async start(seed: number, disks: readonly ("root" | "nbd")[] = ["root", "nbd"]): Promise<void> {
     const files = { "root.fio": ROOT_JOBS, "nbd.fio": NBD_JOBS, "trims.fio": NBD_TRIMS, "pulse.fio": PULSE };
     for (const [name, text] of Object.entries({ ...files, "loop.sh": LOOP })) {
       await this.#machine.must(`cat >/root/${name} <<'END'\n${text}\nEND`);
     }
     await this.#machine.must(`
       rm -f /run/stop /run/done /root/*.failed
-      for disk in root nbd; do bash /root/loop.sh $disk ${seed * 1000} & done`);
+      for disk in ${disks.join(" ")}; do bash /root/loop.sh $disk ${seed * 1000} & done`);
   }
 
   /** Counts the pulse's waits from now on. */
@@ -145,7 +146,7 @@ export class GuestWork {
 export async function noErrors(machine: Machine): Promise<void> {
   const bad =
     "I/O error|EXT4-fs (error|warning)|XFS.*(error|corrupt)|Buffer I/O|JBD2:.*rror|hung task|timed out";
-  const said = await machine.run(`dmesg | grep -iE "${bad}"`);
+  const said = await machine.run(`dmesg -t | grep -iE "${bad}"`);
   if (said.status === 0) throw new Error(`the guest's kernel says:\n${said.output}`);
 }
 

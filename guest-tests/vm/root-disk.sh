@@ -5,11 +5,12 @@
 #
 #   CACHE/TREE      what debootstrap made, kept because it takes a minute and a network
 #   CACHE/IMAGE     the disk; both appear whole or not at all, and one run at a time makes them
-#   PROGRAM...      programs of this host, put into /opt/tools with the libraries and the loader they use, so that
-#                   it does not matter which release this host is
+#   PROGRAM...      programs of this host, put into /opt/tools with the libraries and the loader they use, so
+#                   that it does not matter which release this host is
 #
 # Ends with 3 when debootstrap cannot do its work here, for instance without a network.
 set -euo pipefail
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 cd -- "$1"
 suite=$2 tree=$3 image=$4 bytes=$5

@@ -3,13 +3,14 @@
 // It lies in a folder of this user's own below $XDG_CACHE_HOME or the place for temporary files; its name
 // tells of everything it was made from, so that a change of the scripts or of a tool makes a new one.
 
-import { execFile, execFileSync } from "node:child_process";
+import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, lstatSync, mkdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { GiB } from "../../src/base/units.ts";
+import { findProgram, whyNoGuest } from "./kernel.ts";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const MAKER = path.join(HERE, "root-disk.sh");
@@ -37,12 +38,12 @@ export type RootDisk =
  */
 export async function rootDisk(): Promise<RootDisk> {
   if (process.getuid?.() !== 0) return { missing: "debootstrap needs root" };
-  const missing = [...PROGRAMS, ...MAKERS].filter((program) => locate(program) === undefined);
-  if (missing.length > 0) return { missing: `not installed: ${missing.join(", ")}` };
+  const missing = whyNoGuest(...PROGRAMS, ...MAKERS);
+  if (missing !== undefined) return { missing };
   const cache = cacheDirectory();
   const suite = debianRelease();
   const tree = `tree-${suite}-${digest([readFileSync(MAKER, "utf8")])}`;
-  const tools = PROGRAMS.map((program) => digest([readFileSync(locate(program)!)]));
+  const tools = PROGRAMS.map((program) => digest([readFileSync(findProgram(program)!)]));
   const image = `root-${digest([tree, readFileSync(INIT, "utf8"), String(ROOT_DISK_BYTES), ...tools])}.qcow2`;
   const file = path.join(cache, image);
   if (existsSync(file)) return { image: file };
@@ -77,15 +78,6 @@ function debianRelease(): string {
   const told = existsSync("/etc/os-release") ? readFileSync("/etc/os-release", "utf8") : "";
   const codename = /^VERSION_CODENAME=(\w+)$/m.exec(told)?.[1];
   return /^ID=debian$/m.test(told) && codename !== undefined ? codename : "bookworm";
-}
-
-/** The file of a program, also where only root's PATH has it. */
-function locate(program: string): string | undefined {
-  try {
-    return execFileSync("bash", ["-c", 'type -P -- "$1"', "bash", program], { encoding: "utf8" }).trim();
-  } catch {
-    return undefined;
-  }
 }
 
 function digest(parts: readonly (string | Buffer)[]): string {
