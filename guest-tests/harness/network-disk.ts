@@ -4,6 +4,7 @@ import { statSync } from "node:fs";
 import { type AddressInfo, createServer } from "node:net";
 import path from "node:path";
 import { type Daemon, startDaemon } from "./daemon.ts";
+import { within } from "./patience.ts";
 import { run } from "./tool.ts";
 
 export class NetworkDisk {
@@ -39,6 +40,17 @@ export class NetworkDisk {
       ...["--nbd-server", `addr.type=inet,addr.host=127.0.0.1,addr.port=${this.port}`],
       ...["--export", `type=nbd,id=export,node-name=disk,name=${this.exportName},writable=on`],
     ]);
+  }
+
+  /** Ends the daemon: by its monitor, as a service manager does, or as a crash does. Then starts it again. */
+  async restart(how: "quit" | "terminate" | "kill"): Promise<void> {
+    if (how === "terminate") {
+      process.kill(this.daemon.pid, "SIGTERM");
+      await within(this.daemon.ended, () => `the daemon does not end\n${this.daemon.output}`);
+    } else {
+      await this.daemon[how]();
+    }
+    await this.start();
   }
 
   /** What the image takes of the host's file system. */
