@@ -8,6 +8,7 @@ import { stopDaemon } from "../attach/background-daemon.ts";
 import { type DiskSource, findSource } from "../attach/disk-source.ts";
 import { type DevicePlan, type KernelDriver, openKernelDriver } from "../attach/kernel-driver.ts";
 import { inUse } from "../attach/netlink-driver.ts";
+import { releaseDaemon } from "../attach/release-daemon.ts";
 import { UndoList } from "../attach/undo.ts";
 import { type VerifiedDevice, verifyDevice, verifyUsedDevice } from "../attach/verify-device.ts";
 import { type CommandContext, examples } from "../command-context.ts";
@@ -180,8 +181,11 @@ class Attachment {
   async #record(index: number, source: DiskSource): Promise<void> {
     const { environment } = this.#context;
     const former = readRecord(environment, index);
-    if (former !== undefined && former.qmp === source.qmp && source.started === undefined) return;
-    if (former !== undefined && former.qmp !== source.qmp) await stopDaemon(former);
+    // The daemon of that time serves this very disk, and goes on to be the one that detach ends.
+    if (former?.uri === source.uri && source.started === undefined) return;
+    if (former !== undefined && former.uri !== source.uri) {
+      await releaseDaemon(this.#host, environment, { index, record: former });
+    }
     if (source.started === undefined) {
       removeRecord(environment, index);
       return;

@@ -11,9 +11,9 @@ import {
   realNbdHost,
   usersOf,
 } from "../../sys/nbd-device.ts";
-import { type AttachRecord, readRecord, removeRecord, writeRecord } from "../attach/attach-record.ts";
-import { stopDaemon } from "../attach/background-daemon.ts";
+import { type AttachRecord, readRecord } from "../attach/attach-record.ts";
 import { openKernelDriver } from "../attach/kernel-driver.ts";
+import { releaseDaemon } from "../attach/release-daemon.ts";
 import { type CommandContext, examples } from "../command-context.ts";
 
 interface DetachFlags {
@@ -60,7 +60,7 @@ async function detach(index: number, flags: DetachFlags, context: CommandContext
       }
       isFree = await becomesFree(host, index);
     }
-    const ended = record !== undefined && (await endDaemon(host, index, record, context));
+    const ended = record !== undefined && (await releaseDaemon(host, context.environment, { index, record }));
     tell({ device, isFree, ended: ended ? record : undefined }, flags, context);
   } finally {
     driver.close();
@@ -106,23 +106,6 @@ async function becomesFree(host: NbdHost, index: number): Promise<boolean> {
     await sleep(LOOK_MS);
   }
   return true;
-}
-
-/** A second device on the same daemon inherits it. */
-async function endDaemon(
-  host: NbdHost,
-  index: number,
-  record: AttachRecord,
-  { environment }: CommandContext,
-): Promise<boolean> {
-  const heir = deviceIndexes(host).find((other) => {
-    const state = deviceState(host, other);
-    return other !== index && state?.connected === true && state.backend === record.uri;
-  });
-  if (heir !== undefined) writeRecord(environment, heir, record);
-  else await stopDaemon(record);
-  removeRecord(environment, index);
-  return heir === undefined;
 }
 
 function attachedText(host: NbdHost): string {
