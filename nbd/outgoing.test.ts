@@ -2,8 +2,8 @@ import { describe, expect, it } from "vitest";
 import { HeldBuffer, heldBufferCount } from "./held-buffer.ts";
 import { Outgoing } from "./outgoing.ts";
 
-/** A socket that takes a batch when told to. */
-function stage() {
+/** A socket that takes a batch when told to, or, like a TCP socket with room, all of it at once. */
+function stage(atOnce = false) {
   const batches: { text: string; pieces: number; written: () => void }[] = [];
   let roomCount = 0;
   const out = new Outgoing(
@@ -11,7 +11,7 @@ function stage() {
       const text = Buffer.concat(pieces).toString("latin1");
       expect(text.length).toBe(bytes);
       batches.push({ text, pieces: pieces.length, written });
-      return false;
+      return atOnce;
     },
     () => roomCount++,
   );
@@ -70,6 +70,26 @@ describe("outgoing replies", () => {
     const sent = Buffer.from(batches.map(({ text }) => text).join(""), "latin1");
     expect(sent.length).toBe(total * 1000);
     for (let i = 0; i < total; i++) expect(sent[i * 1000 + 999]).toBe(i % 256);
+  });
+
+  it("go on in a new block when the full one is sent at once", () => {
+    const before = heldBufferCount();
+    const { out, batches } = stage(true);
+    const total = 1400;
+    for (let i = 0; i < total; i++) {
+      const pending = i % 10 === 9;
+      const block = out.reserve(1000);
+      const at = out.at;
+      block.buffer.fill(i % 256, at, at + 1000);
+      if (!pending) out.commit(1000);
+      else out.append(out.detach(1000), at, 1000);
+    }
+    expect(batches.length).toBeGreaterThan(3);
+    out.flush();
+    const sent = Buffer.from(batches.map(({ text }) => text).join(""), "latin1");
+    expect(sent.length).toBe(total * 1000);
+    for (let i = 0; i < total; i++) expect([i, sent[i * 1000 + 999]]).toEqual([i, i % 256]);
+    expect([out.idle, heldBufferCount()]).toEqual([true, before]);
   });
 
   it("take a message larger than a block", () => {

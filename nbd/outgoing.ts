@@ -62,11 +62,13 @@ export class Outgoing {
 
   /** A block with `bytes` free bytes at {@link at}. Nothing is taken until `commit` or `detach`. */
   reserve(bytes: number): HeldBuffer {
-    if (this.#arena === undefined || this.#arena.buffer.length - this.#end < bytes) {
-      this.#dropArena();
-      this.#arena = HeldBuffer.take(Math.max(bytes, ARENA_BYTES));
-      if (!this.#busy) this.flush();
-    }
+    if (this.#arena !== undefined && this.#arena.buffer.length - this.#end >= bytes) return this.#arena;
+    this.#dropArena();
+    // What is full leaves early, and before there is a new block: a socket that takes all of it at once makes
+    // this an idle connection, which owns no block (3).
+    this.flush();
+    this.#dropArena();
+    this.#arena = HeldBuffer.take(Math.max(bytes, ARENA_BYTES));
     return this.#arena;
   }
 
