@@ -87,7 +87,7 @@ async function workUntilCut(
   const machine = await disks.boot(initramfs);
   await machine.must("mkfs.ext4 -q /dev/nbd0 && mkdir -p /data && mount -o discard /dev/nbd0 /data && sync");
   const writers = [
-    { tag: "root", folder: "/root/slots", seed: prng.below(32768) },
+    { tag: "root", folder: "/var/work/slots", seed: prng.below(32768) },
     { tag: "data", folder: "/data/slots", seed: prng.below(32768) },
   ];
   const work = new GuestWork(machine);
@@ -160,6 +160,7 @@ async function findEverything(disks: TwoDisks, initramfs: string, cut: Cut): Pro
   const messages = await machine.must("dmesg -t");
   for (const device of ["vda", "nbd0"]) expect(messages).toContain(`EXT4-fs (${device}): recovery complete`);
   for (const writer of cut.writers) expect(await brokenPromises(cut.console, machine, writer)).toEqual([]);
+  await new GuestWork(machine).complain();
   await checkLayers(machine);
   await machine.must("umount /data && e2fsck -fn /dev/nbd0");
   await noErrors(machine);

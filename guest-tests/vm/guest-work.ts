@@ -2,10 +2,10 @@
 // files of the root file system and on /dev/nbd0; and a pulse of small writes shows how long the longest of
 // them had to wait.
 //
-//   root      /root/direct      O_DIRECT, 16 in flight         /root/buffered   page cache, fsync every 16
-//   /dev/nbd0 [0, 12 MiB)       O_DIRECT, 16 in flight         [12, 24 MiB)     page cache, fsync every 16
-//             [24, 32 MiB)      trims                          from 40 MiB on   left alone
-//   pulse     /root/pulse, [32, 33 MiB) of /dev/nbd0           4 KiB, O_DIRECT, one at a time, 40 a second
+//   root      /var/work/direct   O_DIRECT, 16 in flight   /var/work/buffered   page cache, fsync every 16
+//   /dev/nbd0 [0, 12 MiB)        O_DIRECT, 16 in flight   [12, 24 MiB)         page cache, fsync every 16
+//             [24, 32 MiB)       trims                    from 40 MiB on       left alone
+//   pulse     /var/work/pulse, [32, 33 MiB) of nbd0       4 KiB, O_DIRECT, one at a time, 40 a second
 
 import { MiB } from "../../src/base/units.ts";
 import type { Machine } from "./machine.ts";
@@ -42,7 +42,7 @@ function jobs(where: { direct: string; buffered: string; more?: readonly string[
   ].join("\n");
 }
 
-const ROOT_JOBS = jobs({ direct: "filename=/root/direct", buffered: "filename=/root/buffered" });
+const ROOT_JOBS = jobs({ direct: "filename=/var/work/direct", buffered: "filename=/var/work/buffered" });
 const NBD_JOBS = jobs({
   direct: "filename=/dev/nbd0\noffset=0",
   buffered: "filename=/dev/nbd0\noffset=12m",
@@ -52,7 +52,7 @@ const NBD_TRIMS =
 
 const PULSE = [
   "[global]\nioengine=psync\ndirect=1\nrw=randwrite\nbs=4k\nsize=1m\nrate_iops=40\ntime_based=1\nruntime=3600",
-  "[root]\nfilename=/root/pulse",
+  "[root]\nfilename=/var/work/pulse",
   "[nbd]\nfilename=/dev/nbd0\noffset=32m\n",
 ].join("\n");
 
@@ -62,12 +62,14 @@ disk=$1
 SEED=$2
 while [ ! -e /run/stop ]; do
   export SEED=$((SEED + 1))
-  if ! fio /root/$disk.fio >/run/$disk.out 2>&1 || grep -qE "verify:|error" /run/$disk.out; then
-    cp /run/$disk.out /root/$disk.failed
+  if ! fio /var/work/$disk.fio >/run/$disk.out 2>&1 || grep -qE "verify:|error" /run/$disk.out; then
+    cp /run/$disk.out /var/work/$disk.failed
     exit 1
   fi
-  echo $SEED >/root/$disk.seed
-  if [ $disk = nbd ]; then fio /root/trims.fio >/run/trims.out 2>&1 || cp /run/trims.out /root/nbd.failed; fi
+  echo $SEED >/var/work/$disk.seed
+  if [ $disk = nbd ] && ! fio /var/work/trims.fio >/run/trims.out 2>&1; then
+    cp /run/trims.out /var/work/nbd.failed
+  fi
   echo "$disk: run with seed $SEED was right" >>/run/done
 done
 `;
@@ -82,17 +84,20 @@ export class GuestWork {
   /** Begins to write and verify; `seed` leads to the seeds of all runs. */
   async start(seed: number, disks: readonly ("root" | "nbd")[] = ["root", "nbd"]): Promise<void> {
     const files = { "root.fio": ROOT_JOBS, "nbd.fio": NBD_JOBS, "trims.fio": NBD_TRIMS, "pulse.fio": PULSE };
+    await this.#machine.must("mkdir -p /var/work");
     for (const [name, text] of Object.entries({ ...files, "loop.sh": LOOP })) {
-      await this.#machine.must(`cat >/root/${name} <<'END'\n${text}\nEND`);
+      await this.#machine.must(`cat >/var/work/${name} <<'END'\n${text}\nEND`);
     }
     await this.#machine.must(`
-      rm -f /run/stop /run/done /root/*.failed
-      for disk in ${disks.join(" ")}; do bash /root/loop.sh $disk ${seed * 1000} & done`);
+      rm -f /run/stop /run/done /var/work/*.failed
+      for disk in ${disks.join(" ")}; do bash /var/work/loop.sh $disk ${seed * 1000} & done`);
   }
 
   /** Counts the pulse's waits from now on. */
   async startPulse(): Promise<void> {
-    await this.#machine.must("fio --minimal /root/pulse.fio >/run/pulse.out 2>&1 & echo $! >/run/pulse.pid");
+    await this.#machine.must(
+      "fio --minimal /var/work/pulse.fio >/run/pulse.out 2>&1 & echo $! >/run/pulse.pid",
+    );
   }
 
   /** The longest waits since startPulse. */
@@ -110,7 +115,7 @@ export class GuestWork {
 
   /** Waits until there are so many of them, or something is wrong. */
   async untilRuns(wanted: number): Promise<void> {
-    const failed = "ls /root/*.failed >/dev/null 2>&1";
+    const failed = "ls /var/work/*.failed >/dev/null 2>&1";
     const count = "$(cat /run/done 2>/dev/null | wc -l)";
     await this.#machine.must(
       `until ${failed} || [ ${count} -ge ${wanted} ]; do sleep 0.3; done`,
@@ -127,7 +132,7 @@ export class GuestWork {
 
   /** @throws with fio's or the kernel's words if anything has been wrong in the guest so far */
   async complain(): Promise<void> {
-    const said = await this.#machine.must("cat /root/*.failed 2>/dev/null; true");
+    const said = await this.#machine.must("cat /var/work/*.failed 2>/dev/null; true");
     if (said !== "") throw new Error(`fio in the guest says:\n${said}`);
     await noErrors(this.#machine);
   }
@@ -135,7 +140,7 @@ export class GuestWork {
   /** Reads what the last runs wrote once more from the disks, perhaps in a guest that has booted since. */
   async verifyAgain(): Promise<void> {
     for (const disk of ["root", "nbd"]) {
-      const fio = `export SEED=$(cat /root/${disk}.seed) && fio --verify_only=1 /root/${disk}.fio`;
+      const fio = `export SEED=$(cat /var/work/${disk}.seed) && fio --verify_only=1 /var/work/${disk}.fio`;
       const said = await this.#machine.must(`(echo 3 >/proc/sys/vm/drop_caches; ${fio})`);
       if (/verify:|error=[^0]/.test(said)) throw new Error(`fio verifies again, and says:\n${said}`);
     }

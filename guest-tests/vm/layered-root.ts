@@ -103,7 +103,9 @@ set -e
 useradd guest-${letter.toLowerCase()}
 mkdir /srv/${letter}
 for i in 1 2 3 4 5 6; do dd if=/dev/urandom of=/srv/${letter}/$i bs=64k count=$((i * 4)) status=none; done
-for f in /srv/*/[1-4]; do dd if=/dev/urandom of=$f bs=3k seek=$((RANDOM % 20)) count=5 conv=notrunc status=none; done
+for f in /srv/*/[1-4]; do
+  dd if=/dev/urandom of=$f bs=3k seek=$((RANDOM % 20)) count=5 conv=notrunc status=none
+done
 rm -f $(ls -d /srv/*/6 | grep -v ${letter})
 cd /srv
 find . -type f -name '[0-9]' | sort | xargs md5sum >manifest
