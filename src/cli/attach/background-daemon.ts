@@ -36,6 +36,8 @@ export interface DaemonPlan {
   readonly format: string | undefined;
   readonly readOnly: boolean;
   readonly environment: ControlEnvironment;
+  /** What to start in place of this program's own script. */
+  readonly script?: string | undefined;
   /** Path of its QMP socket; otherwise one after the disk's name. */
   readonly qmp?: string | undefined;
   /** Throws when the user has had enough. */
@@ -98,7 +100,7 @@ function spawnServe(plan: DaemonPlan, disk: string, files: DaemonFiles): ChildPr
   const fd = openSync(files.log, "w", 0o600);
   try {
     // A session of its own: the end of this terminal is not the end of the disk. And no folder is kept busy.
-    return spawn(process.execPath, [process.argv[1]!, ...args], {
+    return spawn(process.execPath, [plan.script ?? process.argv[1]!, ...args], {
       detached: true,
       cwd: "/",
       stdio: ["ignore", fd, fd],
