@@ -14,7 +14,6 @@ WORKDIR /src
 COPY package.json package-lock.json .npmrc ./
 RUN npm ci --no-audit --no-fund
 COPY . .
-# Each step by itself: a failing one must end the build.
 RUN npm run --silent build
 RUN npm prune --omit=dev --no-audit --no-fund
 # `npm pack` knows what belongs to the package, and leaves the tests out.

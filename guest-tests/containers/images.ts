@@ -16,7 +16,7 @@ import type { Engine } from "./engine.ts";
 
 export const CHECKOUT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../..");
 
-/** Programs of the clients; the first are asked for by name when they are missing. */
+/** Programs of the clients. */
 export const CLIENT_PROGRAMS = ["nbdinfo", "nbdcopy", "qemu-img", "qemu-io", "fio", "busybox"] as const;
 
 export interface Images {
