@@ -107,7 +107,8 @@ describe.skipIf(missing !== undefined)(`Linux with /dev/nbd0${missing ? ` (${mis
     const guest = await boot();
     // The nbd-client of Debian 12 ends when the server hangs up, -persist or not (its kernel call returns
     // without an error), so a supervisor starts it anew, as systemd would.
-    const client = `nbd-client -nonetlink -nofork -persist -name ${disk.exportName} 10.0.2.2 ${disk.port} /dev/nbd0`;
+    const where = `-name ${disk.exportName} 10.0.2.2 ${disk.port} /dev/nbd0`;
+    const client = `nbd-client -nonetlink -nofork -persist ${where}`;
     await guest.must(`while :; do ${client} >>/tmp/client 2>&1; usleep 100000; done &`);
     await guest.must(`${waitUntilAttached()} && (${flushedWrites()}) >/tmp/writer 2>&1 &`);
 
