@@ -68,7 +68,7 @@ describe.skipIf(missing !== undefined)(`Linux with /dev/nbd0${missing ? ` (${mis
     return machine;
   }
 
-  it("takes ext4 and xfs over two and four connections, and gives back to the host what is freed", async () => {
+  it("takes ext4 and xfs over two and four connections, and gives the host what is freed", async () => {
     const directory = scratchDirectory();
     const disk = await NetworkDisk.serve(directory, IS_LONG ? "8G" : "2G");
     const guest = await boot();
@@ -135,9 +135,9 @@ describe.skipIf(missing !== undefined)(`Linux with /dev/nbd0${missing ? ` (${mis
     await checkForErrors(disk.file);
   });
 
-  // Not for a daemon that is killed: a disk may lose what was not flushed, and a kernel that only waits for its
-  // new connections never hears of it. The reference loses it too.
-  it("lets requests wait in the kernel while the daemon is restarted: no I/O error, no verify failure", async () => {
+  // Not for a daemon that is killed: a disk may lose what was not flushed, and a kernel that only waits for
+  // its new connections never hears of it. The reference loses it too.
+  it("lets requests wait in the kernel while the daemon restarts: no I/O error, no verify failure", async () => {
     const directory = scratchDirectory();
     const disk = await NetworkDisk.serve(directory, "1G");
     const guest = await boot();
