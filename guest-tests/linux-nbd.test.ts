@@ -137,7 +137,7 @@ describe.skipIf(missing !== undefined)(`Linux with /dev/nbd0${missing ? ` (${mis
 
   // Not for a daemon that is killed: a disk may lose what was not flushed, and a kernel that only waits for
   // its new connections never hears of it. The reference loses it too.
-  it("lets requests wait in the kernel while the daemon restarts: no I/O error, no verify failure", async () => {
+  it("lets requests wait in the kernel while the daemon restarts, and loses none", async () => {
     const directory = scratchDirectory();
     const disk = await NetworkDisk.serve(directory, "1G");
     const guest = await boot();
