@@ -46,6 +46,8 @@ const ZERO_OPTIONS = Array.from({ length: 8 }, (_, bits) => ({
   fastOnly: (bits & 4) !== 0,
 }));
 
+export type FailureListener = (request: RequestHeader, error: unknown) => void;
+
 export class Commands implements RequestOwner {
   /** Requests that wait for a promise, and the payload bytes that they borrow or own. */
   inFlight = 0;
@@ -59,19 +61,20 @@ export class Commands implements RequestOwner {
   readonly #replies: Replies;
   readonly #findHoles: boolean;
   readonly #ended: () => void;
+  readonly #failed: FailureListener;
   #detachedReads = 0;
   #inPlaceWrites = 0;
   #statusPause = 0;
 
   /**
    * `contexts` are the selected ones; a context's id is its index. `ended` is called when a pending request
-   * ended.
+   * ended, `failed` when the backend failed one.
    */
   constructor(
     backend: NbdBackend,
     contexts: readonly string[],
     style: Style,
-    io: { out: Outgoing; replies: Replies; ended: () => void },
+    io: { out: Outgoing; replies: Replies; ended: () => void; failed: FailureListener },
   ) {
     this.#backend = backend;
     this.#contexts = contexts;
@@ -79,6 +82,7 @@ export class Commands implements RequestOwner {
     this.#out = io.out;
     this.#replies = io.replies;
     this.#ended = io.ended;
+    this.#failed = io.failed;
     this.#findHoles = style !== Style.SIMPLE;
   }
 
@@ -365,6 +369,7 @@ export class Commands implements RequestOwner {
 
   #replyError(request: RequestHeader, error: unknown): void {
     const errno = this.#backend.errno(error);
+    this.#failed(request, error);
     this.#replies.error(request, errno, `${nameOf(request)} failed: ${errorMessage(error)}`);
   }
 

@@ -16,11 +16,14 @@ import type net from "node:net";
 import type { Clock } from "../src/base/clock.ts";
 import type { BusyPoll } from "./busy-poll.ts";
 import type { ExportDirectory, NbdExport } from "./export.ts";
+import type { FailureLog } from "./failure-log.ts";
 import { type Flushable, flushAtEndOfTurn } from "./flush-turn.ts";
 import { Handshake } from "./handshake.ts";
 import type { HeldBuffer } from "./held-buffer.ts";
 import { Outgoing } from "./outgoing.ts";
+import type { RequestHeader } from "./protocol.ts";
 import { type ReceiveSink, receiveAccepted } from "./receive.ts";
+import { nameOf } from "./request-check.ts";
 import { sendNow } from "./send.ts";
 import { Session, type SessionHost, UNSENT_BYTES_MAX } from "./session.ts";
 
@@ -33,6 +36,7 @@ const REQUESTS_PER_READ_MAX = 512;
 export interface ConnectionHost extends ExportDirectory {
   readonly clock: Clock;
   readonly busyPoll: BusyPoll;
+  readonly failures: FailureLog;
   /** 0: no deadline. */
   readonly handshakeMs: number;
   entered(connection: Connection, offered: NbdExport): void;
@@ -110,6 +114,12 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     if (this.#session !== undefined && this.#session.requestCount - before > REQUESTS_PER_READ_MAX) {
       this.#letOthersCome();
     }
+  }
+
+  requestFailed(request: RequestHeader, error: unknown): void {
+    const command = nameOf(request);
+    const where = `${command} of ${request.bytes} bytes at offset ${request.offset}`;
+    this.#host.failures.tell(this.#offered!.name, command, where, error);
   }
 
   requestEnded(): void {

@@ -5,6 +5,7 @@ import { type Logger, silentLogger } from "../src/base/logger.ts";
 import { BusyPoll } from "./busy-poll.ts";
 import { Connection, type ConnectionHost } from "./connection.ts";
 import { checkExport, type NbdExport } from "./export.ts";
+import { FailureLog } from "./failure-log.ts";
 import { type ListenAddress, type Listener, listen } from "./listen.ts";
 
 export const MAX_CONNECTIONS_DEFAULT = 100;
@@ -215,6 +216,7 @@ export class NbdServer {
     return {
       clock: this.#clock,
       busyPoll: new BusyPoll(this.#clock),
+      failures: new FailureLog(this.#logger, this.#clock),
       handshakeMs,
       get closing() {
         return server.#closing;

@@ -60,6 +60,8 @@ export interface Agreement {
 /** What a session tells its connection. */
 export interface SessionHost {
   readonly clock: Clock;
+  /** The backend failed a request. */
+  requestFailed(request: RequestHeader, error: unknown): void;
   /** A pending request ended: there may be replies to send and room for more requests. */
   requestEnded(): void;
   /** No request will be started any more and all have ended. */
@@ -115,6 +117,7 @@ export class Session implements Terms {
       out,
       replies: this.#replies,
       ended,
+      failed: (request, error) => host.requestFailed(request, error),
     });
   }
 
