@@ -43,8 +43,8 @@ const VICTIMS = ["daemon", "guest", "both"] as const;
 const disk = await rootDisk();
 if (disk.missing !== undefined) console.warn(`SKIPPED, no guest can boot: ${disk.missing}`);
 
-const shared = mkdtempSync(path.join(tmpdir(), "strata-power-"));
-afterAll(() => rmSync(shared, { recursive: true, force: true }));
+/** The images that every round begins with; made by the first one. */
+let shared: string | undefined;
 let prepared: Promise<{ disks: TwoDisks; initramfs: string }> | undefined;
 
 describe.skipIf(disk.missing !== undefined)("a power cut during merges", () => {
@@ -71,7 +71,12 @@ interface Cut {
   readonly during: string;
 }
 
+afterAll(() => {
+  if (shared !== undefined) rmSync(shared, { recursive: true, force: true });
+});
+
 async function prepare(): Promise<{ disks: TwoDisks; initramfs: string }> {
+  shared = mkdtempSync(path.join(tmpdir(), "strata-power-"));
   const initramfs = await debianInitramfs(shared);
   return { disks: await TwoDisks.make(shared, { image: disk.image!, initramfs, seed: 1 }), initramfs };
 }
@@ -146,7 +151,7 @@ async function cutPower(victim: (typeof VICTIMS)[number], daemon: Daemon, machin
   if (victim === "both") await Promise.all([daemon.kill(), machine.kill()]);
   if (victim === "daemon") {
     await daemon.kill();
-    await machine.waitFor(/^FAIL /m, PATIENCE_MS);
+    await machine.waitFor(/^FAIL |I\/O error, dev/m, PATIENCE_MS);
   }
   await machine.kill();
   if (victim === "guest") await daemon.quit();

@@ -2,6 +2,7 @@
 // else over NBD. See root-disk.ts for the disk, root-init.sh for what runs on it.
 
 import path from "node:path";
+import { onTestFinished } from "vitest";
 import { buildInitramfs } from "./initramfs.ts";
 import { Machine } from "./machine.ts";
 
@@ -12,7 +13,7 @@ export const BOOT_PATIENCE_MS = 120_000;
 const UP = "strata debian is up: release";
 
 const SWITCH = `
-mount -t ext4 -o ro /dev/vda /mnt || mount -t ext4 /dev/vda /mnt
+mount -t ext4 -o ro /dev/vda /mnt
 for each in proc sys dev; do mount --move /$each /mnt/$each; done
 exec switch_root /mnt /sbin/init
 `;
@@ -37,7 +38,7 @@ export function debianInitramfs(directory: string): Promise<string> {
   return buildInitramfs(settings, path.join(directory, "initramfs.cpio"));
 }
 
-/** Boots to the root shell. The guest may reboot: it does so inside the same machine. */
+/** Boots to the root shell, for the time of a test. The guest may reboot: it does so inside the same machine. */
 export async function bootDebian(settings: DebianSettings): Promise<Machine> {
   const drive = `file=${settings.root},format=raw,if=virtio,discard=unmap${settings.drive ?? ""}`;
   const machine = await Machine.start({
@@ -48,6 +49,7 @@ export async function bootDebian(settings: DebianSettings): Promise<Machine> {
     arguments: ["-drive", drive, "-action", "reboot=reset"],
     ...(settings.logFile === undefined ? {} : { logFile: settings.logFile }),
   });
+  onTestFinished(() => machine.stop());
   await bootedTimes(machine, 1);
   return machine;
 }
