@@ -1,7 +1,7 @@
 // Failed requests, told to whoever runs the server: the guest only gets an errno.
 //
-//   1. Each kind (export, command, code) is told when it appears, and then once per PAUSE_MS with the number of
-//      those left out: a broken disk fails thousands of requests per second.
+//   1. Each kind (export, command, code) is told when it appears, and then once per PAUSE_MS with the number
+//      of those left out: a broken disk fails thousands of requests per second.
 //   2. What is not a BlockError is a mistake of ours: told as an error, with its stack.
 //   3. "Not supported" is an answer, not a failure.
 

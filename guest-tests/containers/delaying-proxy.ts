@@ -1,3 +1,4 @@
+#!/usr/bin/env node
 // A long line between two containers, where the kernel has no netem: what arrives leaves later, in order.
 //
 //   node delaying-proxy.js LISTEN-PORT HOST PORT DELAY-MS      each way takes DELAY-MS, or up to half more
