@@ -174,6 +174,15 @@ describe.skipIf(missing !== undefined)(`a disk as /dev/nbdN${missing ? ` (${miss
     await must("strata check disk.qcow2");
   });
 
+  it.skipIf(!isLong)("keeps a daemon until the last device on it is detached", async () => {
+    await must("strata attach disk.qcow2 /dev/nbd2 && strata attach disk.qcow2 /dev/nbd3 --read-only");
+    expect(await must("cat /sys/block/nbd2/ro /sys/block/nbd3/ro")).toBe("0\n1");
+    expect(await must("strata detach /dev/nbd2")).toBe("/dev/nbd2 is detached");
+    await must("mount -t ext4 -o ro,noload /dev/nbd3 /mnt && ls /mnt/file && umount /mnt");
+    expect(await must("strata detach /dev/nbd3")).toMatch(/, and the daemon of \/opt\/disk.qcow2 has ended$/);
+    await expectNothing();
+  });
+
   it.skipIf(!isLong)("goes through nbd-client where it can make no foreign calls", async () => {
     const told = await must("STRATA_NO_FFI=1 strata attach disk.qcow2 --read-only --json");
     expect(JSON.parse(told)).toMatchObject({ device: "/dev/nbd0", by: "nbd-client", readOnly: true });
