@@ -1,134 +1,60 @@
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import fs from "node:fs";
 import net from "node:net";
 import path from "node:path";
-import { createInterface } from "node:readline";
-
-/** The programs that are compared: same command line, same QMP. */
-export interface PeerKind {
-  readonly name: string;
-  readonly program: string;
-  /** Options that make it as fast as it goes, in front of the others. */
-  readonly options: readonly string[];
-  /** Members for the `file` node and for the export. */
-  readonly fileOptions: Record<string, unknown>;
-  readonly exportOptions: Record<string, unknown>;
-}
-
-export function strata(program: string): PeerKind {
-  return { name: "strata", program, options: [], fileOptions: {}, exportOptions: {} };
-}
-
-/** QSD at its best. With an iothread it aborts when a job ends, so jobs go without. */
-export function qemuStorageDaemon(iothread: boolean): PeerKind {
-  return {
-    name: "qsd",
-    program: "qemu-storage-daemon",
-    options: iothread ? ["--object", "iothread,id=io0"] : [],
-    fileOptions: { aio: "io_uring" },
-    exportOptions: iothread ? { iothread: "io0" } : {},
-  };
-}
+import type { DiskImage, PeerKind } from "./peer-kinds.ts";
+import { QmpClient } from "./qmp-client.ts";
 
 const CLOCK_TICKS_PER_SECOND = 100;
 
-/** One disk of a daemon: where clients find it, and the name of its node and of its export. */
+/** One disk of a daemon: the name of its node and of its export, and where clients find it. */
 export interface Disk {
   readonly name: string;
   readonly uri: string;
 }
 
-/** A daemon that serves chains on a Unix socket. */
+/** A daemon that serves disks on a Unix socket. */
 export class Peer {
   readonly #socket: string;
-  readonly #child;
-  readonly #qmp: net.Socket;
-  readonly #lines: string[] = [];
-  #arrived: (() => void) | undefined;
+  readonly #child: ChildProcess;
+  readonly #qmp: QmpClient | undefined;
+  readonly #killAtExit = () => this.#child.kill("SIGKILL");
 
-  private constructor(child: ReturnType<typeof spawn>, qmp: net.Socket, socket: string) {
+  private constructor(child: ChildProcess, qmp: QmpClient | undefined, socket: string) {
     this.#child = child;
     this.#qmp = qmp;
     this.#socket = socket;
-    createInterface({ input: qmp }).on("line", (line) => {
-      this.#lines.push(line);
-      this.#arrived?.();
-    });
+    process.on("exit", this.#killAtExit);
   }
 
-  /** @param images the active image of each disk, by the disk's name */
-  static async start(
-    kind: PeerKind,
-    folder: string,
-    images: Readonly<Record<string, string>>,
-  ): Promise<Peer> {
-    const nbd = path.join(folder, `${kind.name}.nbd`);
-    const qmpPath = path.join(folder, `${kind.name}.qmp`);
-    for (const stale of [nbd, qmpPath]) fs.rmSync(stale, { force: true });
-    const disks = Object.entries(images).flatMap(([name, image]) => [
-      "--blockdev",
-      JSON.stringify({
-        driver: "qcow2",
-        "node-name": name,
-        discard: "unmap",
-        file: { driver: "file", filename: image, discard: "unmap", ...kind.fileOptions },
-      }),
-    ]);
-    const exports = Object.keys(images).flatMap((name) => [
-      "--export",
-      JSON.stringify({
-        type: "nbd",
-        id: name,
-        "node-name": name,
-        name,
-        writable: true,
-        ...kind.exportOptions,
-      }),
-    ]);
-    const child = spawn(
-      kind.program,
-      [
-        ...kind.options,
-        ...disks,
-        ...["--nbd-server", `addr.type=unix,addr.path=${nbd},max-connections=0`],
-        ...exports,
-        ...["--chardev", `socket,id=qmp,path=${qmpPath},server=on,wait=off`],
-        ...["--monitor", "chardev=qmp"],
-      ],
-      { stdio: ["ignore", "ignore", "inherit"] },
-    );
-    await waitForFile(qmpPath, child);
-    const peer = new Peer(child, net.connect(qmpPath), nbd);
-    await peer.#next((message) => "QMP" in message);
-    await peer.execute("qmp_capabilities", {});
-    return peer;
+  static async start(kind: PeerKind, folder: string, disks: readonly DiskImage[]): Promise<Peer> {
+    const sockets = {
+      nbd: path.join(folder, `${kind.name}.nbd`),
+      qmp: path.join(folder, `${kind.name}.qmp`),
+    };
+    for (const stale of Object.values(sockets)) fs.rmSync(stale, { force: true });
+    const [program, ...args] = kind.command(sockets, disks);
+    const output = kind.output === undefined ? "ignore" : fs.openSync(kind.output, "w");
+    const child = spawn(program!, args, {
+      stdio: ["ignore", output, "inherit"],
+      env: { ...process.env, ...kind.environment },
+    });
+    if (typeof output === "number") fs.closeSync(output);
+    // QMP answers when the rest is set up. QSD may close a connection that follows one that was given up at
+    // once, so it is tried with the one that stays.
+    const qmp = kind.hasQmp
+      ? await untilThere(child, () => QmpClient.connect(sockets.qmp))
+      : await untilThere(child, () => connectOnce(sockets.nbd));
+    return new Peer(child, qmp, sockets.nbd);
   }
 
   disk(name: string): Disk {
     return { name, uri: `nbd+unix:///${name}?socket=${this.#socket}` };
   }
 
-  async execute(command: string, args: Record<string, unknown>): Promise<unknown> {
-    this.#qmp.write(JSON.stringify({ execute: command, arguments: args }) + "\n");
-    const reply = await this.#next((message) => "return" in message || "error" in message);
-    if ("error" in reply) throw new Error(`${command}: ${JSON.stringify(reply["error"])}`);
-    return reply["return"];
-  }
-
-  event(name: string): Promise<Record<string, unknown>> {
-    return this.#next((message) => message["event"] === name);
-  }
-
-  async #next(wanted: (message: Record<string, unknown>) => boolean): Promise<Record<string, unknown>> {
-    for (;;) {
-      while (this.#lines.length > 0) {
-        const message = JSON.parse(this.#lines.shift()!) as Record<string, unknown>;
-        if (wanted(message)) return message;
-      }
-      await new Promise<void>((resolve) => {
-        this.#arrived = resolve;
-      });
-    }
+  get qmp(): QmpClient {
+    if (this.#qmp === undefined) throw new Error(`${this.#child.spawnfile} has no QMP`);
+    return this.#qmp;
   }
 
   /** User and system time that the daemon has used so far, in microseconds. */
@@ -140,21 +66,53 @@ export class Peer {
 
   /** The most memory that it has held, in bytes. */
   peakMemoryBytes(): number {
+    return this.#statusBytes("VmHWM");
+  }
+
+  /** The memory that it holds now, in bytes. */
+  memoryBytes(): number {
+    return this.#statusBytes("VmRSS");
+  }
+
+  #statusBytes(name: string): number {
     const status = fs.readFileSync(`/proc/${this.#child.pid}/status`, "utf8");
-    return Number(/VmHWM:\s+(\d+)/.exec(status)?.[1] ?? 0) * 1024;
+    return Number(new RegExp(`${name}:\\s+(\\d+)`).exec(status)?.[1] ?? 0) * 1024;
   }
 
   async stop(): Promise<void> {
+    process.off("exit", this.#killAtExit);
+    this.#qmp?.close();
+    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
     const ended = new Promise((resolve) => this.#child.once("exit", resolve));
-    this.#qmp.destroy();
     this.#child.kill("SIGTERM");
     await ended;
   }
 }
 
-async function waitForFile(file: string, child: ReturnType<typeof spawn>): Promise<void> {
-  while (!fs.existsSync(file)) {
-    if (child.exitCode !== null) throw new Error(`${child.spawnfile} ended with exit code ${child.exitCode}`);
+/** Tries until it succeeds: the file of a socket is there a moment before somebody listens. */
+async function untilThere<T>(child: ChildProcess, attempt: () => Promise<T>): Promise<T> {
+  let failure: Error | undefined;
+  child.once("error", (error) => {
+    failure = error;
+  });
+  for (;;) {
+    try {
+      return await attempt();
+    } catch {
+      // Not there yet, or never.
+    }
+    if (failure !== undefined) throw failure;
+    const end = child.exitCode ?? child.signalCode;
+    if (end !== null) throw new Error(`${child.spawnfile} ended with ${end}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
+}
+
+function connectOnce(socket: string): Promise<undefined> {
+  return new Promise((resolve, reject) => {
+    const client = net.connect(socket);
+    client.once("connect", () => client.destroy());
+    client.once("error", reject);
+    client.once("close", () => resolve(undefined));
+  });
 }
