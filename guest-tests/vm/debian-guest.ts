@@ -38,7 +38,9 @@ export function debianInitramfs(directory: string): Promise<string> {
   return buildInitramfs(settings, path.join(directory, "initramfs.cpio"));
 }
 
-/** Boots to the root shell, for the time of a test. The guest may reboot: it does so inside the same machine. */
+/**
+ * Boots to the root shell, for the time of a test. The guest may reboot: it does so inside the same machine.
+ */
 export async function bootDebian(settings: DebianSettings): Promise<Machine> {
   const drive = `file=${settings.root},format=raw,if=virtio,discard=unmap${settings.drive ?? ""}`;
   const machine = await Machine.start({
