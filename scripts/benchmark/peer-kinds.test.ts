@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { blockdev, type DiskImage, nbdkit, qemuStorageDaemon, strata } from "./peer-kinds.ts";
 
-const SOCKETS = { nbd: "/s/a.nbd", qmp: "/s/a.qmp" };
+const SOCKETS = { nbd: "/s/a.nbd", qmp: "/s/a.qmp", pid: "/s/a.pid" };
 const CHAIN: DiskImage = { name: "disk", format: "qcow2", chain: ["/i/top", "/i/base"], readOnly: false };
 const RAW: DiskImage = { name: "disk", format: "raw", chain: ["/i/raw/disk"], readOnly: false };
 

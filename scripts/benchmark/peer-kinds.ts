@@ -16,6 +16,8 @@ export interface DiskImage {
 export interface Sockets {
   readonly nbd: string;
   readonly qmp: string;
+  /** Without QMP: a file that is there as soon as it listens. */
+  readonly pid: string;
 }
 
 export interface PeerKind {
@@ -55,14 +57,15 @@ export function nbdkit(): PeerKind {
   return {
     name: "nbdkit",
     hasQmp: false,
-    command({ nbd }, disks) {
+    command({ nbd, pid }, disks) {
       const folder = path.dirname(disks[0]!.chain[0]!);
       for (const { format, chain, name } of disks) {
         if (format !== "raw" || chain[0] !== path.join(folder, name)) {
           throw new Error(`nbdkit serves raw files of one folder by their names, not ${chain[0]}`);
         }
       }
-      return ["nbdkit", "--foreground", "--exit-with-parent", "--unix", nbd, "file", `dir=${folder}`];
+      const options = ["--foreground", "--exit-with-parent", "--unix", nbd, "--pidfile", pid];
+      return ["nbdkit", ...options, "file", `dir=${folder}`];
     },
   };
 }

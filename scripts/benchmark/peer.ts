@@ -1,6 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import fs from "node:fs";
-import net from "node:net";
 import path from "node:path";
 import type { DiskImage, PeerKind } from "./peer-kinds.ts";
 import { QmpClient } from "./qmp-client.ts";
@@ -31,6 +30,7 @@ export class Peer {
     const sockets = {
       nbd: path.join(folder, `${kind.name}.nbd`),
       qmp: path.join(folder, `${kind.name}.qmp`),
+      pid: path.join(folder, `${kind.name}.pid`),
     };
     for (const stale of Object.values(sockets)) fs.rmSync(stale, { force: true });
     const [program, ...args] = kind.command(sockets, disks);
@@ -42,9 +42,11 @@ export class Peer {
     if (typeof output === "number") fs.closeSync(output);
     // QMP answers when the rest is set up. QSD may close a connection that follows one that was given up at
     // once, so it is tried with the one that stays.
-    const qmp = kind.hasQmp
-      ? await untilThere(child, () => QmpClient.connect(sockets.qmp))
-      : await untilThere(child, () => connectOnce(sockets.nbd));
+    const qmp = await untilThere(child, async () => {
+      if (kind.hasQmp) return await QmpClient.connect(sockets.qmp);
+      await fs.promises.access(sockets.pid);
+      return undefined;
+    });
     return new Peer(child, qmp, sockets.nbd);
   }
 
@@ -106,13 +108,4 @@ async function untilThere<T>(child: ChildProcess, attempt: () => Promise<T>): Pr
     if (end !== null) throw new Error(`${child.spawnfile} ended with ${end}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
-}
-
-function connectOnce(socket: string): Promise<undefined> {
-  return new Promise((resolve, reject) => {
-    const client = net.connect(socket);
-    client.once("connect", () => client.destroy());
-    client.once("error", reject);
-    client.once("close", () => resolve(undefined));
-  });
 }

@@ -12,11 +12,13 @@ export class QmpClient {
 
   private constructor(socket: net.Socket) {
     this.#socket = socket;
-    createInterface({ input: socket }).on("line", (line) => {
+    const lines = createInterface({ input: socket });
+    lines.on("line", (line) => {
       this.#lines.push(line);
       this.#arrived?.();
     });
-    socket.on("error", (error) => this.#fail(error));
+    // The reader of lines passes the socket's errors on.
+    lines.on("error", (error) => this.#fail(error));
     socket.on("close", () => this.#fail(new Error("the daemon closed its QMP connection")));
   }
 
