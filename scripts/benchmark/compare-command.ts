@@ -31,6 +31,7 @@ export async function compareCommand(options: CompareOptions): Promise<void> {
   const fileSystem = fileSystemType(options.folder);
   console.log(machineLine(options.folder, fileSystem));
   const works = selectWorks(options, fileSystem);
+  if (works.length === 0) throw new Error("no work is left to measure: choose others with --only");
   console.log(HEAD);
   const result = await withFolder(options.folder, (folder) => {
     const images = new Images(folder, { keepsPages: !canShareExtents(fileSystem) });

@@ -1,5 +1,6 @@
 // The command line of the bench.
 
+import fs from "node:fs";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { type CompareOptions, compareCommand } from "./compare-command.ts";
 import { type CurvesOptions, curvesCommand } from "./curves-command.ts";
@@ -33,10 +34,17 @@ function pattern(text: string): RegExp {
   }
 }
 
+function folder(text: string): string {
+  if (!fs.statSync(text, { throwIfNoEntry: false })?.isDirectory()) {
+    throw new InvalidArgumentError("It must be a folder that exists.");
+  }
+  return text;
+}
+
 /** Options of both commands. */
 function withPlace(command: Command): Command {
   return command
-    .option("--folder <path>", "where the images go; on XFS and Btrfs streams share extents", memoryFolder())
+    .option("--folder <path>", "where the images go", folder, memoryFolder())
     .option("--json <file>", "write the result there too");
 }
 
@@ -74,4 +82,9 @@ withPlace(
   curvesCommand(options.quick ? { ...options, rounds: 1, seconds: 1, uptime: 6 } : options),
 );
 
-await program.parseAsync();
+try {
+  await program.parseAsync();
+} catch (error) {
+  console.error(`bench: ${(error as Error).message}`);
+  process.exitCode = 1;
+}
