@@ -15,6 +15,10 @@ import { buildStrataDisk, mountStrata, nodeLibraries, takeFromDisk } from "./vm/
 
 const missing = whyNoGuest("mkfs.ext4", "debugfs", "nbd-client");
 const isLong = process.env["STRATA_LONG"] === "1";
+/** A test of the long form; the short one does not have it, so it is not told as skipped. */
+const inTheLongForm = (name: string, run: () => Promise<void>) => {
+  if (isLong) it(name, run);
+};
 /** Node takes seconds to start where every instruction is translated. */
 const PATIENCE_MS = 240_000;
 
@@ -132,7 +136,7 @@ describe.skipIf(missing !== undefined)(`a disk as /dev/nbdN${missing ? ` (${miss
     expect(await refused("strata detach /dev/nbd7")).toBe("strata: /dev/nbd7 is not attached");
   });
 
-  it.skipIf(!isLong)("lets requests wait for a daemon that comes back", async () => {
+  inTheLongForm("lets requests wait for a daemon that comes back", async () => {
     const served = path.join(directory, "served");
     mkdirSync(served);
     const image = path.join(served, "net.qcow2");
@@ -164,7 +168,7 @@ describe.skipIf(missing !== undefined)(`a disk as /dev/nbdN${missing ? ` (${miss
     await expectNothing();
   });
 
-  it.skipIf(!isLong)("gives up a device that is in use when it is told to", async () => {
+  inTheLongForm("gives up a device that is in use when it is told to", async () => {
     await must("strata attach disk.qcow2 /dev/nbd2 && mount -t ext4 /dev/nbd2 /mnt");
     expect(await must("strata detach /dev/nbd2 --force")).toMatch(
       /is mounted on \/mnt, and is detached all the same/,
@@ -174,7 +178,7 @@ describe.skipIf(missing !== undefined)(`a disk as /dev/nbdN${missing ? ` (${miss
     await must("strata check disk.qcow2");
   });
 
-  it.skipIf(!isLong)("keeps a daemon until the last device on it is detached", async () => {
+  inTheLongForm("keeps a daemon until the last device on it is detached", async () => {
     await must("strata attach disk.qcow2 /dev/nbd2 && strata attach disk.qcow2 /dev/nbd3 --read-only");
     expect(await must("cat /sys/block/nbd2/ro /sys/block/nbd3/ro")).toBe("0\n1");
     expect(await must("strata detach /dev/nbd2")).toBe("/dev/nbd2 is detached");
@@ -183,7 +187,7 @@ describe.skipIf(missing !== undefined)(`a disk as /dev/nbdN${missing ? ` (${miss
     await expectNothing();
   });
 
-  it.skipIf(!isLong)("goes through nbd-client where it can make no foreign calls", async () => {
+  inTheLongForm("goes through nbd-client where it can make no foreign calls", async () => {
     const told = await must("STRATA_NO_FFI=1 strata attach disk.qcow2 --read-only --json");
     expect(JSON.parse(told)).toMatchObject({ device: "/dev/nbd0", by: "nbd-client", readOnly: true });
     await must("mount -t ext4 -o ro,noload /dev/nbd0 /mnt && ls /mnt/file && umount /mnt");
