@@ -11,7 +11,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { Prng } from "../src/base/prng.ts";
-import { MiB } from "../src/base/units.ts";
+import { KiB, MiB } from "../src/base/units.ts";
 import { checkClean } from "./harness/chain.ts";
 import type { Daemon } from "./harness/daemon.ts";
 import { scratchDirectory } from "./harness/scratch.ts";
@@ -99,14 +99,21 @@ async function workUntilCut(
   await work.start(prng.below(1000), ["root"]);
   for (const writer of writers) await startWriter(machine, writer);
   await untilPromise(machine, prng.between(2, 8), PATIENCE_MS);
-  const merges = await startMerges(disks, daemon, prng);
-  if (prng.chance(0.5))
+  // In the middle of the merges, which are slow then, or about their end.
+  const inside = prng.chance(0.5);
+  const speed = () => (inside ? prng.between(128, 512) * KiB : prng.between(4, 32) * MiB);
+  const merges = await startMerges(disks, daemon, prng, speed);
+  if (inside) {
+    await merges.merging.allMoving();
     await untilPromise(machine, countPromises(machine.console) + prng.between(1, 12), PATIENCE_MS);
-  else await Promise.race(merges.ended);
+  } else {
+    await Promise.race(merges.ended);
+  }
   for (let turns = prng.below(200); turns > 0; turns--) await new Promise(setImmediate);
   const during = (await merges.merging.jobs())
     .map((job) => `${job.device} ${job.offset}/${job.len}`)
     .join(" ");
+  if (inside) expect(during, "merges under way").not.toBe("");
   await cutPower(victim, daemon, machine);
   const tops = { root: merges.rootTop, data: disks.data.file("E") };
   return { tops, writers, console: machine.console, during: during === "" ? "no merge" : during };
@@ -119,12 +126,17 @@ interface StartedMerges {
 }
 
 /** One merge on each disk. */
-async function startMerges(disks: TwoDisks, daemon: Daemon, prng: Prng): Promise<StartedMerges> {
+async function startMerges(
+  disks: TwoDisks,
+  daemon: Daemon,
+  prng: Prng,
+  speed: () => number,
+): Promise<StartedMerges> {
   const merging = await Merging.at(daemon);
   let rootTop = layerFile(disks.directory, "E");
   const ofRoot: StreamWords[] = [
-    { device: "root-D", base: "root-B", speed: prng.between(4, 32) * MiB },
-    { device: "root-E", base: "root-A", speed: prng.between(4, 32) * MiB },
+    { device: "root-D", base: "root-B", speed: speed() },
+    { device: "root-E", base: "root-A", speed: speed() },
     { device: ROOT_DEVICE },
   ];
   const ofData: StreamWords[] = [
@@ -139,7 +151,7 @@ async function startMerges(disks: TwoDisks, daemon: Daemon, prng: Prng): Promise
   }
   const started = [
     await merging.typed(root),
-    await merging.streamed({ ...prng.pick(ofData), speed: prng.between(4, 32) * MiB }),
+    await merging.streamed({ ...prng.pick(ofData), speed: speed() }),
   ];
   return { merging, rootTop, ended: started.map((merge) => merge.ended) };
 }

@@ -57,6 +57,13 @@ export class Merging {
     return (await this.#daemon.qmp.execute("query-block-jobs")) as JobProgress[];
   }
 
+  /** Waits until every job has copied something. */
+  async allMoving(): Promise<void> {
+    while ((await this.jobs()).some((job) => job.offset === 0)) {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
+
   /** Waits until the job has done half of its work. @throws when it is over by then */
   async halfWay(device: string): Promise<void> {
     for (;;) {

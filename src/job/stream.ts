@@ -209,16 +209,15 @@ export class StreamJob extends Job {
 
   /** Adds up what there is to copy, from the tables alone. */
   async #measure(): Promise<void> {
-    let length = 0;
-    for (let offset = 0; offset < this.#top.size; ) {
-      const chunk = await this.#plan(offset, PLAN_BYTES, PLAN_BYTES);
-      if (chunk === undefined) break;
-      length += chunk.dataBytes;
-      offset = chunk.offset + chunk.bytes;
+    const sum = new DataSum();
+    for (let offset = 0; offset < this.#top.size; offset += PLAN_BYTES) {
+      const look = Math.min(PLAN_BYTES, this.#top.size - offset);
+      const done = composedExtents(this.#top, this.#baseNow(), offset, look, sum);
+      if (done !== undefined) await done;
       if (this.isAskedToStop) await this.checkpoint();
       await this.clock.turn();
     }
-    this.length = length;
+    this.length = sum.bytes;
   }
 
   async #copyAll(pending: Set<Promise<void>>): Promise<void> {
@@ -403,6 +402,16 @@ export class StreamJob extends Job {
     const absolute = path.resolve(base.filename);
     if (path.isAbsolute(old)) return absolute;
     return path.relative(path.dirname(path.resolve(this.#top.filename)), absolute);
+  }
+}
+
+/** Adds up the data that the layers below top have for it. */
+class DataSum {
+  bytes = 0;
+
+  push(bytes: number, kind: number, _hostOffset: number, _compressed: boolean, depth: number): boolean {
+    if (kind === ExtentKind.DATA && depth > 0) this.bytes += bytes;
+    return true;
   }
 }
 
