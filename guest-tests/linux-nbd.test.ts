@@ -236,10 +236,10 @@ function pattern(): Buffer {
 /** Deletes and trims by file, then discards a partition; the host's file must shrink each time. */
 async function freeAll(guest: Machine, disk: NetworkDisk): Promise<void> {
   const full = disk.allocatedBytes();
-  await guest.must(
-    "rm -rf /mnt/ext4/* /mnt/xfs/* && sync && fstrim -v /mnt/ext4 && fstrim -v /mnt/xfs",
-    FIO_MS,
-  );
+  // XFS frees deleted files in the background; unmounting waits for that.
+  await guest.must("rm -rf /mnt/ext4/* /mnt/xfs/* && umount /mnt/ext4 /mnt/xfs", FIO_MS);
+  await mountBoth(guest);
+  await guest.must("fstrim -v /mnt/ext4 && fstrim -v /mnt/xfs", FIO_MS);
   const trimmed = await shrunk(guest, disk, full);
   await guest.must("blkdiscard /dev/nbd0p3 && cmp -n 1048576 /dev/zero /dev/nbd0p3", FIO_MS);
   const discarded = await shrunk(guest, disk, trimmed);
