@@ -104,6 +104,7 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   filled(bytes: number): void {
     this.#session!.filled(bytes);
     this.#out.flush();
+    this.#host.busyPoll.served();
   }
 
   received(block: HeldBuffer, bytes: number): void {

@@ -59,9 +59,9 @@ export class Merging {
 
   /** Waits until every job has copied something. */
   async allMoving(): Promise<void> {
-    while ((await this.jobs()).some((job) => job.offset === 0)) {
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
+    let jobs: JobProgress[];
+    do jobs = await this.jobs();
+    while (jobs.some((job) => job.offset === 0));
   }
 
   /** Waits until the job has done half of its work. @throws when it is over by then */
@@ -70,7 +70,6 @@ export class Merging {
       const job = (await this.jobs()).find((each) => each.device === device);
       if (job === undefined) throw new Error(`the job ${device} is over; it was to be cancelled half way`);
       if (job.len > 0 && job.offset >= job.len / 2) return;
-      await new Promise((resolve) => setTimeout(resolve, 20));
     }
   }
 

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { ManualClock } from "../base/clock.ts";
 import { Prng } from "../base/prng.ts";
 import { Permission } from "../block/permissions.ts";
 import { contentOf } from "../block/testing/array-world.ts";
@@ -339,6 +340,31 @@ describe("pause, speed and cancel", () => {
     // 4 MiB at 1 MiB a second; one chunk of 512 KiB goes first, a tenth of a second may be drawn ahead.
     expect(scheduler.clock.nowMs() - startMs).toBeGreaterThanOrEqual(3300);
     expect(job.offset).toBe(clusters * 65536);
+  });
+});
+
+describe("where the host shares the space of copies", () => {
+  it.each([
+    ["a chunk is 32 MiB", 1, {}, [32, 32, 32]],
+    ["chunks are small again when one took long", 21, {}, [32, ...new Array(128).fill(0.5)]],
+    ["a limited speed keeps small chunks", 1, { speed: 1 << 30 }, new Array(192).fill(0.5)],
+  ])("%s", async (_, copyMs, settings, mebibytes) => {
+    const clock = new ManualClock();
+    const it = new StreamBench(clock);
+    const sizes: number[] = [];
+    const before = (call: Call) => {
+      if (call.operation !== "copyUp") return;
+      sizes.push(call.bytes / (1 << 20));
+      // A guest at work: one chunk at a time.
+      it.world.graph.guestRequests++;
+      clock.advance(copyMs);
+    };
+    const { guest } = it.world.chain("A E", { size: 96 << 20, clusterSize: 512 << 10, before });
+    it.world.fill("A", 0, 192);
+    Object.assign(it.world.driver("E"), { sharesSpaceWith: () => true });
+    const job = await it.start(guest.node, undefined, settings);
+    await job.concluded;
+    expect(sizes).toEqual(mebibytes);
   });
 });
 

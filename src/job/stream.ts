@@ -42,8 +42,12 @@ export interface StreamTarget {
 
 /** Bytes that one copy-up asks for: QEMU's STREAM_CHUNK. A guest write waits for one of them at the most. */
 const CHUNK_BYTES = 512 * KiB;
-/** The same where the host shares the space of the copy, which takes it no longer than the smaller one. */
+/**
+ * The same where the host shares the space of the copy, which takes it no longer than the smaller one; until
+ * one takes longer: a file system may be able to share and copy all the same, and guests would wait for that.
+ */
 const SHARED_CHUNK_BYTES = 32 * MiB;
+const SHARED_CHUNK_MS_MAX = 20;
 /**
  * Chunks in flight. They are copied by the thread pool, so while guests are at work fewer cores are taken.
  */
@@ -73,7 +77,7 @@ export class StreamJob extends Job {
   /** Chunks that failed and wait for a resume under the policy `stop`. */
   readonly #retry: Chunk[] = [];
   #failure: { error: unknown } | undefined;
-  readonly #chunkBytes: number;
+  #chunkBytes: number;
   /** The guests' requests when the last chunk was begun. */
   #guestRequests = 0;
 
@@ -275,8 +279,10 @@ export class StreamJob extends Job {
 
   /** Copies one chunk; never rejects: what went wrong is dealt with by the policy. */
   async #copy(chunk: Chunk): Promise<void> {
+    const beganMs = this.clock.nowMs();
     try {
       await this.#top.copyUp(chunk.offset, chunk.bytes, this.#baseNow());
+      if (this.clock.nowMs() - beganMs > SHARED_CHUNK_MS_MAX) this.#chunkBytes = CHUNK_BYTES;
       this.#progress(chunk);
     } catch (error) {
       this.#copyFailed(chunk, error);
@@ -461,7 +467,7 @@ class Search {
 /** Whether the host shares the space of what is copied from `layer`'s file to `top`'s. */
 function sharesSpace(top: BlockNode, layer: BlockNode): boolean {
   const from = (layer.file ?? layer).driver;
-  return top.file?.driver.sharesSpaceWith?.(from) === true;
+  return (top.file ?? top).driver.sharesSpaceWith?.(from) === true;
 }
 
 function actionFor(policy: OnError, noSpace: boolean): JobErrorAction {

@@ -1,4 +1,4 @@
-// The C library through koffi: five functions for host files.
+// The C library through koffi: six functions for host files.
 //
 // 64-bit little-endian Linux only: `iovec` and `flock` are laid out by hand below.
 //

@@ -11,7 +11,7 @@ export interface Koffi {
 }
 export interface ForeignFunction {
   (...values: number[]): number;
-  /** In the thread pool; the last argument is called back there. errno is lost. */
+  /** In the thread pool; the last argument is called back on the loop. errno is lost. */
   async(...values: (number | ((error: Error | null, result: number) => void))[]): void;
 }
 

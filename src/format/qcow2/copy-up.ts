@@ -7,9 +7,10 @@
 //   3. What the layers call zero becomes a zero cluster where something deeper could show, and stays away
 //      where nothing can (no base). Data that turns out to be zeros becomes zero clusters. Version 2 has
 //      none: there it is data.
-//   4. What stands in one run of a layer's file is copied by the host where it can (host-copy.ts). The layers
-//      are held by the merge, so nothing moves in their files.
-//   5. Backing and base are looked at again after every wait.
+//   4. What stands in one run of a layer's file is copied by the host where it can (host-copy.ts).
+//   5. What the layers hold is listed once per run, and the list stays true over the waits: the merge holds
+//      the layers above base, so nobody writes them, and our own backing link changes only while nothing is
+//      in flight here.
 
 import { buffers } from "../../base/buffer-pool.ts";
 import { isZero } from "../../base/bytes.ts";
@@ -97,7 +98,7 @@ export class CopyUp {
     let copied = 0;
     let at = 0;
     for (let pos = from; pos < end; ) {
-      while (list.extents[at]!.offset + list.extents[at]!.bytes <= pos) at++;
+      while (endOf(list.extents[at]!) <= pos) at++;
       const action = this.#actionAt(list.extents, at, pos, end, base);
       const to = this.#sameAction(list.extents, at, pos, end, base, action);
       if (action === Action.ZERO) await this.#zeroer.writeZeroesLocked(pos, to - pos, WriteFlags.MAY_UNMAP);
@@ -120,11 +121,10 @@ export class CopyUp {
     let to = pos;
     let extent = at;
     while (to < end) {
-      while (extents[extent]!.offset + extents[extent]!.bytes <= to) extent++;
+      while (endOf(extents[extent]!) <= to) extent++;
       if (to > pos && this.#actionAt(extents, extent, to, end, base) !== action) break;
       // Whole units inside one extent are alike: no need to look at each.
-      const extentEnd = extents[extent]!.offset + extents[extent]!.bytes;
-      const wholeUnits = Math.floor((extentEnd - to) / unit) * unit;
+      const wholeUnits = Math.floor((endOf(extents[extent]!) - to) / unit) * unit;
       to = Math.min(end, to + Math.max(unit, wholeUnits));
     }
     return to;

@@ -102,9 +102,8 @@ describe("a merge that the host copies", () => {
 
   it("tells of a layer whose file is too short, and copies no zeros for it", async () => {
     const prng = new Prng(4);
-    let host: MemoryFile | undefined;
     const options = { size: SIZE, clusterSize: CLUSTER };
-    host = await newMemoryImage(options);
+    const host = await newMemoryImage(options);
     const lower = (await openImage(host)).node;
     await writeAll(lower, 0, prng.fill(Buffer.alloc(SIZE)));
     await lower.flush();
