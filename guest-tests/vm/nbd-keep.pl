@@ -1,6 +1,6 @@
 #!/usr/bin/perl -w
 # Gives the kernel's NBD driver connections over netlink, at first and again when they are dead. Requests wait
-# in the kernel meanwhile: the newest nbd-client does this with -persist, the one of Debian 12 cannot.
+# in the kernel meanwhile. No nbd-client up to 3.26.1 does this, not with -persist either.
 #
 #   nbd-keep connect|reconnect HOST PORT EXPORT INDEX CONNECTIONS TIMEOUT DEAD-TIMEOUT
 #
