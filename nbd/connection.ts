@@ -56,6 +56,7 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   #offered: NbdExport | undefined;
   #stalled: { block: HeldBuffer; at: number; end: number } | undefined;
   #cancelTimer: () => void = () => {};
+  #inputEnded = false;
   #ending = false;
   #closed = false;
 
@@ -188,7 +189,9 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     this.#stalled = undefined;
     this.#feed(stalled.block, stalled.at, stalled.end);
     stalled.block.release();
-    if (this.#stalled === undefined) this.#socket.resume();
+    if (this.#stalled !== undefined) return;
+    if (this.#inputEnded) this.#peerEnded();
+    else this.#socket.resume();
   }
 
   #letOthersCome(): void {
@@ -222,6 +225,9 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   }
 
   #peerEnded(): void {
+    // A stream may tell its end while input is still kept: what was sent before it counts.
+    this.#inputEnded = true;
+    if (this.#stalled !== undefined) return;
     if (this.#session === undefined) this.#end();
     else this.#session.stop();
     this.#out.flush();
