@@ -36,6 +36,17 @@ export interface DriverHost {
   readonly backing: BlockNode | undefined;
 }
 
+/** Damage that was found in an image that is in use: QMP's BLOCK_IMAGE_CORRUPTED. */
+export interface CorruptionReport {
+  readonly node: string;
+  readonly message: string;
+  /** Where in the image's file, in bytes, if that is known. */
+  readonly offset?: number | undefined;
+  readonly bytes?: number | undefined;
+  /** Whether the image takes no more writes. */
+  readonly fatal: boolean;
+}
+
 /** What an image knows of itself, in the members of QMP's ImageInfo. Sizes in bytes. */
 export interface ImageDetails {
   readonly clusterSize?: number;

@@ -9,7 +9,7 @@ import path from "node:path";
 import { BlockError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import { CHAIN_LENGTH_MAX } from "./chain.ts";
-import type { Driver, DriverHost } from "./driver.ts";
+import type { CorruptionReport, Driver, DriverHost } from "./driver.ts";
 import type { Graph, NodeUse } from "./graph.ts";
 import { BlockNode } from "./node.ts";
 
@@ -30,6 +30,8 @@ export interface OpenContext {
   readonly readOnly: boolean;
   readonly autoReadOnly: boolean;
   readonly logger: Logger;
+  /** Who is told of damage. */
+  readonly onCorruption?: ((report: CorruptionReport) => void) | undefined;
 }
 
 /** Makes the driver of a node. */
@@ -46,6 +48,8 @@ export class NodeOpener {
   readonly graph: Graph;
   readonly #factories = new Map<string, DriverFactory>();
   readonly #logger: Logger;
+  /** Who is told of damage in a node that was opened here. */
+  onCorruption: ((report: CorruptionReport) => void) | undefined;
 
   constructor(graph: Graph, factories: readonly DriverFactory[], logger: Logger) {
     this.graph = graph;
@@ -87,7 +91,12 @@ export class NodeOpener {
         const link = this.graph.linkFile(node, file);
         undo.push(() => this.graph.release(link));
       }
-      const driver = await factory.open(node, options, { readOnly, autoReadOnly, logger: this.#logger });
+      const driver = await factory.open(node, options, {
+        readOnly,
+        autoReadOnly,
+        logger: this.#logger,
+        onCorruption: (report) => this.onCorruption?.(report),
+      });
       node.install(driver);
       undo.push(() => driver.close());
       await this.#openBacking(node, options, inherited.overlays, undo);

@@ -11,6 +11,7 @@
 import type { Clock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
+import type { CorruptionReport } from "../block/driver.ts";
 import { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { type DriverFactory, NodeOpener } from "../block/open.ts";
@@ -31,6 +32,18 @@ export interface DaemonParts {
 
 /** How long the end waits for commands that are under way. */
 const COMMANDS_MS_MAX = 10_000;
+
+/** The data of BLOCK_IMAGE_CORRUPTED. */
+function imageCorrupted({ node, message, offset, bytes, fatal }: CorruptionReport) {
+  return {
+    device: "",
+    msg: message,
+    ...(offset === undefined ? {} : { offset }),
+    "node-name": node,
+    fatal,
+    ...(bytes === undefined ? {} : { size: bytes }),
+  };
+}
 
 export class Daemon {
   readonly clock: Clock;
@@ -57,6 +70,7 @@ export class Daemon {
     this.events = new EventBus(wallClock);
     this.graph = new Graph(logger);
     this.opener = new NodeOpener(this.graph, drivers, logger);
+    this.opener.onCorruption = (report) => this.events.emit("BLOCK_IMAGE_CORRUPTED", imageCorrupted(report));
     this.nodes = new MonitorNodes(this.graph, this.opener);
     this.jobs = new JobManager((event, data) => this.events.emit(event, data));
     this.exports = new ExportTable(this.graph, logger, (id) =>

@@ -1,7 +1,7 @@
 // The events that a monitor may send, with their members.
 
 import { errorAction, ioOperation, jobStatus, jobType } from "./job.ts";
-import { int, type StructType, str, struct } from "./types.ts";
+import { bool, int, type StructType, str, struct } from "./types.ts";
 
 export interface EventType {
   readonly name: string;
@@ -29,5 +29,13 @@ export const EVENTS: readonly EventType[] = [
   }),
   event("BLOCK_JOB_READY", "A block job can be completed.", progress),
   event("BLOCK_JOB_PENDING", "A block job waits to be finalized.", { type: jobType, id: str }),
+  event("BLOCK_IMAGE_CORRUPTED", "An image is damaged; a fatal damage makes it take no more writes.", {
+    device: str,
+    "?node-name": str,
+    msg: str,
+    "?offset": int,
+    "?size": int,
+    fatal: bool,
+  }),
   event("BLOCK_EXPORT_DELETED", "An export is gone.", { id: str }),
 ];

@@ -11,7 +11,8 @@
 //   3. A cluster behind everything that the file ever held is `fresh`: it reads as zeros without being
 //      written.
 //   4. Cluster 0 is never given: corrupt refcounts do not make us write over the header. Neither is a cluster
-//      in which metadata stands.
+//      in which metadata stands. Refcounts that call a table free are not believed at all: nothing of the
+//      slice is given, since what they say of guest data is as wrong.
 //   5. An error leaves everything as it was.
 
 import type { Completion } from "../../base/completion.ts";
@@ -34,7 +35,8 @@ export interface AllocatorOptions {
   readonly fileClusters: number;
   /** Clusters that a file of fixed length (a block device) has room for; undefined where it grows. */
   readonly clustersMax: number | undefined;
-  readonly isMetadata: (cluster: number) => boolean;
+  /** Whether a cluster that the refcounts call free holds metadata; throws where the image is damaged then. */
+  readonly isTable: (cluster: number) => boolean;
   /**
    * Makes the refcount block with this index, which describes `firstFree` and stands there. Grows the table
    * if needed.
@@ -164,6 +166,9 @@ export class Allocator {
   #addGaps(slice: Slice, first: number): void {
     const refcounts = this.#refcounts;
     const end = Math.min(refcounts.sliceEntries, this.#tail - first);
+    for (let entry = 0; entry < end; entry++) {
+      if (refcounts.get(slice, entry) === 0) this.#options.isTable(first + entry);
+    }
     for (let entry = 0; entry < end; ) {
       const free = refcounts.findFree(slice, entry, end);
       if (free < 0) return;
@@ -196,9 +201,9 @@ export class Allocator {
 
   /** Raises the refcounts of the free clusters from `entry` on, below `limit`; how many these are. */
   #claim(slice: Slice, first: number, entry: number, limit: number): number {
-    const { isMetadata } = this.#options;
+    const { isTable } = this.#options;
     let count = this.#refcounts.countFree(slice, entry, limit);
-    for (let i = 0; i < count; i++) if (first + i === 0 || isMetadata(first + i)) count = i;
+    for (let i = 0; i < count; i++) if (first + i === 0 || isTable(first + i)) count = i;
     for (let i = 0; i < count; i++) this.#refcounts.set(slice, entry + i, 1);
     this.takenCount = count;
     return count;

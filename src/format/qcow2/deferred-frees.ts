@@ -36,6 +36,8 @@ export interface DeferredFreesOptions {
   readonly refcounts: Refcounts;
   readonly epochs: ReadEpochs;
   readonly logger: Logger;
+  /** Whether metadata stands in a cluster that would be free now; throws where the image is damaged then. */
+  readonly isTable: (cluster: number) => boolean;
   /** Clusters whose refcount is 0 now. */
   readonly onFree: (first: number, count: number) => void;
   readonly onPressure: () => Promise<void>;
@@ -129,7 +131,7 @@ export class DeferredFrees {
 
   /** Lowers the refcounts of [from, to), which are in one slice. */
   async #freeInSlice(from: number, to: number, punch: boolean): Promise<void> {
-    const { refcounts, logger } = this.#options;
+    const { refcounts, logger, isTable } = this.#options;
     for (let cluster = from; cluster < to; ) {
       const slice = refcounts.cache.find(refcounts.sliceIndex(cluster));
       if (slice === undefined) {
@@ -145,9 +147,18 @@ export class DeferredFrees {
         // Nobody else may hold more than 2**53 references; such a count is nonsense and stays as it is.
         if (Number.isSafeInteger(refcount)) refcounts.set(slice, entry, refcount - 1);
         cluster++;
+      } else if (isTable(cluster)) {
+        // An entry that was wrong: what it pointed at is not ours to free.
+        cluster++;
       } else {
         let count = 1;
-        while (cluster + count < to && refcounts.get(slice, entry + count) === 1) count++;
+        while (
+          cluster + count < to &&
+          refcounts.get(slice, entry + count) === 1 &&
+          !isTable(cluster + count)
+        ) {
+          count++;
+        }
         await this.#freeLast(cluster, count, punch);
         cluster += count;
       }

@@ -124,6 +124,9 @@ describe("opening for writing", () => {
     header.autoclear = AUTOCLEAR_BITMAPS;
     const area = serializeHeader(header);
     host.write(0, area.length, area, 0);
+    // Directory and table are counted: the two clusters behind the others.
+    const refcountBlock = Number(host.content(header.refcountTableOffset, 8).readBigUInt64BE(0));
+    host.write(refcountBlock + (at / (64 * KiB)) * 2, 4, Buffer.from([0, 1, 0, 1]), 0);
 
     const flags = () => host.content(at + 12, 4).readUInt32BE(0);
     const first = await openImage(host);

@@ -23,6 +23,7 @@ import { Image } from "./image.ts";
 import { type Mapping, RunKind } from "./mapping.ts";
 import { readHeader, readTable } from "./open-tables.ts";
 import type { Qcow2Options } from "./options.ts";
+import { OVERLAP_CHECKS_DEFAULT } from "./overlap-checks.ts";
 import { Reader } from "./reader.ts";
 import { readSnapshots } from "./snapshots.ts";
 import { Writer } from "./writer.ts";
@@ -50,10 +51,14 @@ export async function openQcow2(host: DriverHost, options: Qcow2Options): Promis
     reftable: await readTable(file, header.refcountTableOffset, reftableEntries),
     l2CacheBytes: options.l2CacheBytes ?? L2_CACHE_BYTES,
     refcountCacheBytes: options.refcountCacheBytes ?? REFCOUNT_CACHE_BYTES,
+    overlapChecks: options.overlapChecks ?? OVERLAP_CHECKS_DEFAULT,
     logger: options.logger ?? silentLogger,
     clock: options.clock ?? systemClock,
+    onCorruption: options.onCorruption,
   });
-  image.snapshots = (await readSnapshots(file, header)).snapshots;
+  const { snapshots, bytes } = await readSnapshots(file, header);
+  image.snapshots = snapshots;
+  image.snapshotTableBytes = bytes;
   image.bitmaps = await readBitmaps(file, header);
   const driver = new Qcow2Driver(image, options);
   if (!options.readOnly) await driver.setWritable(true);

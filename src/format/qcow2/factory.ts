@@ -3,6 +3,7 @@
 import type { DriverFactory, NodeOptions } from "../../block/open.ts";
 import { openQcow2 } from "./driver.ts";
 import { cacheSizes, type Qcow2Options } from "./options.ts";
+import { overlapChecks } from "./overlap-checks.ts";
 
 export const qcow2Factory: DriverFactory = {
   driverName: "qcow2",
@@ -12,7 +13,9 @@ export const qcow2Factory: DriverFactory = {
       ...cacheSizes(options),
       readOnly: context.readOnly,
       discard: discardOption(options),
+      overlapChecks: overlapChecks(options["overlap-check"]),
       logger: context.logger,
+      onCorruption: context.onCorruption,
     });
     return driver;
   },

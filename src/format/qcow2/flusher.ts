@@ -27,6 +27,7 @@ import { buffers } from "../../base/buffer-pool.ts";
 import type { Completion } from "../../base/completion.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { DeferredFrees, FreedRun } from "./deferred-frees.ts";
+import { MetadataKind } from "./metadata-places.ts";
 import type { Refcounts } from "./refcounts.ts";
 import type { Slice, TableCache } from "./table-cache.ts";
 import { type TableWrite, writeTables } from "./table-writes.ts";
@@ -43,6 +44,8 @@ export interface FlushedParts {
   l2SliceOffset(index: number): number;
   /** Before refcounts that may come to count leaked clusters reach the file. */
   beforeRefcounts(): Completion;
+  /** Throws when a write of metadata of the kind `own` would go over other metadata. */
+  refuseOverlap(offset: number, bytes: number, own: number): void;
 }
 
 interface SliceWrite extends TableWrite {
@@ -184,7 +187,9 @@ export class Flusher {
   }
 
   #take(): WriteBack {
-    const { refcounts, l1, frees } = this.#parts;
+    const { refcounts, l1, l2, frees } = this.#parts;
+    this.#refuseOverlaps(refcounts.cache, MetadataKind.REFCOUNT_BLOCK, (i) => refcounts.sliceOffset(i));
+    this.#refuseOverlaps(l2, MetadataKind.ACTIVE_L2, (i) => this.#parts.l2SliceOffset(i));
     return {
       refcounts: this.#takeRefcounts(),
       reftable: refcounts.table.take(),
@@ -192,6 +197,13 @@ export class Flusher {
       l1: l1.take(),
       frees: frees.take(),
     };
+  }
+
+  /** The last look before tables go to the file; before anything is taken. */
+  #refuseOverlaps(cache: TableCache, kind: number, offsetOf: (index: number) => number): void {
+    for (const slice of cache.dirtySlices) {
+      this.#parts.refuseOverlap(offsetOf(slice.index), cache.sliceBytes, kind);
+    }
   }
 
   #takeRefcounts(): SliceWrite[] {

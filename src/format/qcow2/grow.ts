@@ -13,6 +13,7 @@ import { alignUp, divideUp } from "../../base/units.ts";
 import { MAX_L1_BYTES } from "./header.ts";
 import type { Image } from "./image.ts";
 import { RunKind } from "./mapping.ts";
+import { MetadataKind } from "./metadata-places.ts";
 import type { Writer } from "./writer.ts";
 import type { Zeroer } from "./zeroer.ts";
 
@@ -99,8 +100,8 @@ export class Grower {
       if (!image.unsure) image.frees.release([{ first, count: clusters, punch: false }]);
       throw error;
     }
-    image.removeMetadata(oldOffset / clusterSize, oldClusters);
-    image.addMetadata(first, clusters);
+    image.places.remove(MetadataKind.ACTIVE_L1, oldOffset / clusterSize, oldClusters);
+    image.places.add(MetadataKind.ACTIVE_L1, first, clusters);
     if (oldClusters > 0)
       image.frees.release([{ first: oldOffset / clusterSize, count: oldClusters, punch: false }]);
   }

@@ -189,7 +189,7 @@ export class GuestWrite implements Steps {
   #writeInPlace({ hostOffset, bytes }: Mapping): Completion {
     const { image } = this.#parts;
     assert(this.#source === undefined, "a copy goes where nothing is allocated");
-    if (image.overlapsMetadata(hostOffset, bytes)) throw overlap(image, hostOffset);
+    image.refuseOverlap(hostOffset, bytes);
     if (image.isPastEnd(hostOffset, bytes)) throw outside(image, hostOffset);
     this.#inPlace = bytes;
     return image.file.write(hostOffset, bytes, this.#buffer, this.#at);
@@ -211,7 +211,7 @@ export class GuestWrite implements Steps {
       limit = start + index * unit;
     }
     const host = entryOffset(words[word]!, words[word + 1]!);
-    if (image.overlapsMetadata(host, clusterSize)) throw overlap(image, host);
+    image.refuseOverlap(host, clusterSize);
     this.#runEnd = Math.min(this.#end, limit);
     this.#setFill(unit);
     this.#hostStart = host + (this.#fillStart - start);
@@ -431,12 +431,5 @@ function isSuspect(words: Uint32Array, word: number, extended: boolean, clusterS
 function outside(image: Image, hostOffset: number): Error {
   return image.damaged(
     `Preventing invalid write past the end of the file (guest data at host offset 0x${hostOffset.toString(16)})`,
-  );
-}
-
-function overlap(image: Image, hostOffset: number): Error {
-  return image.damaged(
-    `Preventing invalid write on metadata (guest data at host offset 0x${hostOffset.toString(16)} overlaps with ` +
-      "tables in use)",
   );
 }

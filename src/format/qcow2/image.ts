@@ -16,7 +16,7 @@ import { BlockError } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
 import { alignDown, divideUp } from "../../base/units.ts";
 import { ClusterLocks } from "../../block/cluster-locks.ts";
-import type { DriverHost } from "../../block/driver.ts";
+import type { CorruptionReport, DriverHost } from "../../block/driver.ts";
 import type { BlockNode } from "../../block/node.ts";
 import { Allocator } from "./allocator.ts";
 import type { Bitmap } from "./bitmaps.ts";
@@ -32,12 +32,14 @@ import {
 } from "./header.ts";
 import {
   COMPRESSED_HIGH,
+  COPIED_HIGH,
   compressedBytes,
   compressedOffset,
   entryOffset,
   reftableOffset,
 } from "./l2-entry.ts";
 import { Mapping } from "./mapping.ts";
+import { kindName, MetadataKind, MetadataPlaces } from "./metadata-places.ts";
 import { ReadEpochs } from "./read-epochs.ts";
 import { RefcountGrowth } from "./refcount-growth.ts";
 import { Refcounts } from "./refcounts.ts";
@@ -53,8 +55,11 @@ export interface ImageParts {
   readonly reftable: WholeTable;
   readonly l2CacheBytes: number;
   readonly refcountCacheBytes: number;
+  /** The kinds of metadata that no write may touch: bits of MetadataKind. */
+  readonly overlapChecks: number;
   readonly logger: Logger;
   readonly clock: Clock;
+  readonly onCorruption?: ((report: CorruptionReport) => void) | undefined;
 }
 
 export class Image {
@@ -78,13 +83,20 @@ export class Image {
   writable = false;
   /** As they were when the image was opened, or when they were marked as in use. */
   snapshots: readonly Snapshot[] = [];
+  /** Length of the table that lists them, in the file. */
+  snapshotTableBytes = 0;
   bitmaps: readonly Bitmap[] = [];
   /** Why nothing is written any more. */
   stopped: string | undefined;
   /** The header could be neither changed nor restored: tables in memory must not be written any more. */
   unsure = false;
-  /** Host clusters in which header, tables, refcount blocks, snapshot table and bitmap directory stand. */
-  readonly #metadata = new Set<number>();
+  /** Where header, tables, refcount blocks, snapshot table and bitmap directory stand; known while writable. */
+  readonly places: MetadataPlaces;
+  /** L2 tables, by their L1 entries, that say to be ours alone and share their place with other metadata. */
+  readonly #doubtfulTables = new Map<number, number>();
+  readonly #onCorruption: ((report: CorruptionReport) => void) | undefined;
+  /** Damage was told once already. */
+  #corruptionTold = false;
   /** The write of the flags that is under way or was the last one. */
   #flagsWrite: Promise<void> = Promise.resolve();
 
@@ -99,6 +111,8 @@ export class Image {
     this.clusterSize = this.geometry.clusterSize;
     this.l1 = l1;
     this.locks = new ClusterLocks(parts.clock);
+    this.places = new MetadataPlaces(this.clusterSize, parts.overlapChecks);
+    this.#onCorruption = parts.onCorruption;
     // Asked for in the middle of a change; the write-back takes its copies when that is complete.
     const onPressure = async () => {
       await Promise.resolve();
@@ -117,6 +131,7 @@ export class Image {
       clusterSize: this.clusterSize,
       refcountOrder: header.refcountOrder,
       cacheBytes: parts.refcountCacheBytes,
+      refuseBlock: (offset) => this.#refuseSharedBlock(offset),
       onPressure,
     });
     this.frees = new DeferredFrees({
@@ -124,6 +139,7 @@ export class Image {
       refcounts: this.refcounts,
       epochs: this.epochs,
       logger,
+      isTable: (cluster) => this.#isTable(cluster, "freeing"),
       onFree: (first, count) => this.allocator.freed(first, count),
       onPressure,
     });
@@ -135,6 +151,7 @@ export class Image {
       frees: this.frees,
       l2SliceOffset: (index) => this.#l2SliceOffset(index),
       beforeRefcounts: () => this.beforeRefcounts(),
+      refuseOverlap: (offset, bytes, own) => this.#refuseLate(offset, bytes, own),
     });
     this.growth = new RefcountGrowth(this);
     this.allocator = this.newAllocator();
@@ -158,7 +175,7 @@ export class Image {
       refcounts: this.refcounts,
       fileClusters: divideUp(this.file.size, this.clusterSize),
       clustersMax: this.file.driver.growable ? undefined : Math.floor(this.file.size / this.clusterSize),
-      isMetadata: (cluster) => this.#metadata.has(cluster),
+      isTable: (cluster) => this.#isTable(cluster, "allocation"),
       makeBlock: (block, firstFree) => this.growth.makeBlock(block, firstFree),
     });
   }
@@ -220,15 +237,20 @@ export class Image {
 
   /**
    * Metadata that cannot be was met: the image is marked as corrupt and takes no more writes. The error to
-   * throw.
+   * throw. `offset` and `bytes`: where in the file, if that is known.
    */
-  damaged(message: string): BlockError {
+  damaged(message: string, offset?: number, bytes?: number): BlockError {
     if (this.writable && this.stopped === undefined) {
-      this.stop(message);
+      this.stop(message, { offset, bytes });
       if (this.header.version >= 3) {
         this.header.incompatible |= Incompatible.CORRUPT;
         this.writeFlags().catch(() => undefined);
       }
+    } else if (!this.#corruptionTold) {
+      this.logger.error(
+        `qcow2: Image is corrupt: ${message}; further non-fatal corruption events will be suppressed`,
+      );
+      this.#tellCorruption(message, { offset, bytes, fatal: false });
     }
     return new BlockError("EIO", `qcow2: ${message}`);
   }
@@ -246,12 +268,18 @@ export class Image {
   }
 
   /** No more writes, from now on. */
-  stop(message: string): void {
+  stop(message: string, where: Partial<CorruptionReport> = {}): void {
     if (this.stopped !== undefined) return;
     this.stopped = message;
     this.logger.error(
       `qcow2: Marking image as corrupt: ${message}; further corruption events will be suppressed`,
     );
+    this.#tellCorruption(message, { ...where, fatal: true });
+  }
+
+  #tellCorruption(message: string, where: Partial<CorruptionReport> & { fatal: boolean }): void {
+    this.#corruptionTold = true;
+    this.#onCorruption?.({ ...where, node: this.host.name, message });
   }
 
   /** Writes the feature flags of the header in place: one write inside one sector. */
@@ -271,11 +299,68 @@ export class Image {
 
   /** Whether guest data there would destroy metadata in use. */
   overlapsMetadata(hostOffset: number, bytes: number): boolean {
-    const end = hostOffset + bytes;
-    for (let cluster = this.clusterOf(hostOffset); cluster * this.clusterSize < end; cluster++) {
-      if (this.#metadata.has(cluster)) return true;
+    return this.places.touchedBy(hostOffset, bytes) !== 0;
+  }
+
+  /**
+   * Stands before a write: of guest data, or of metadata of the kind `own`.
+   * @throws BlockError EIO when it would go over other metadata
+   */
+  refuseOverlap(offset: number, bytes: number, own = 0): void {
+    const kinds = this.places.touchedBy(offset, bytes, own);
+    if (kinds !== 0) throw this.#overlap(kinds, offset, bytes);
+  }
+
+  /** @throws BlockError EIO when the L2 table of an L1 entry cannot be written where it is */
+  refuseDoubtfulTable(l1Index: number): void {
+    const kinds = this.#doubtfulTables.get(l1Index);
+    if (kinds === undefined) return;
+    const offset = entryOffset(this.l1.words[l1Index * 2]!, this.l1.words[l1Index * 2 + 1]!);
+    throw this.#overlap(kinds, offset, this.clusterSize);
+  }
+
+  #overlap(kinds: number, offset: number, bytes: number): BlockError {
+    return this.damaged(
+      `Preventing invalid write on metadata (overlaps with ${kindName(kinds)})`,
+      offset,
+      bytes,
+    );
+  }
+
+  /** What is in memory belongs nowhere: it is not written any more. */
+  #refuseLate(offset: number, bytes: number, own: number): void {
+    const kinds = this.places.touchedBy(offset, bytes, own);
+    if (kinds === 0) return;
+    this.unsure = true;
+    throw this.#overlap(kinds, offset, bytes);
+  }
+
+  /** Refcounts in a block that is something else too, or that stands for two stretches, say nothing. */
+  #refuseSharedBlock(offset: number): void {
+    const { REFCOUNT_BLOCK } = MetadataKind;
+    this.refuseOverlap(offset, this.clusterSize, REFCOUNT_BLOCK);
+    const twice = this.places.isTwice(REFCOUNT_BLOCK, this.clusterOf(offset));
+    if (twice && (this.places.checks & REFCOUNT_BLOCK) !== 0) {
+      throw this.#overlap(REFCOUNT_BLOCK, offset, this.clusterSize);
     }
-    return false;
+  }
+
+  /**
+   * Whether metadata stands in a cluster whose refcount says that nobody needs it (any more). Then refcounts
+   * are not to be believed: where that is checked for, the image is damaged.
+   * @throws BlockError EIO
+   */
+  #isTable(cluster: number, what: string): boolean {
+    const kinds = this.places.kindsIn(cluster);
+    const checked = kinds & this.places.checks;
+    if (checked === 0) return kinds !== 0;
+    const offset = cluster * this.clusterSize;
+    throw this.damaged(
+      `Preventing invalid ${what} of the cluster at offset 0x${offset.toString(16)} ` +
+        `(overlaps with ${kindName(checked)})`,
+      offset,
+      this.clusterSize,
+    );
   }
 
   /** Whether a cluster there begins past the end of the file: it cannot be one that holds data. */
@@ -283,31 +368,48 @@ export class Image {
     return alignDown(hostOffset + bytes - 1, this.clusterSize) >= this.file.size;
   }
 
-  addMetadata(first: number, count: number): void {
-    for (let i = 0; i < count; i++) this.#metadata.add(first + i);
-  }
-
-  removeMetadata(first: number, count: number): void {
-    for (let i = 0; i < count; i++) this.#metadata.delete(first + i);
-  }
-
   /** Collects the places anew, for an image that is to be written to. */
   collectMetadata(): void {
-    const { header, clusterSize } = this;
-    this.#metadata.clear();
-    this.addMetadata(0, 1);
-    this.addMetadata(this.clusterOf(this.l1.offset), divideUp(this.l1.entries * 8, clusterSize));
-    this.addMetadata(this.clusterOf(header.refcountTableOffset), header.refcountTableClusters);
+    const { header, clusterSize, places } = this;
+    const add = (kind: number, offset: number, bytes: number) =>
+      places.add(kind, this.clusterOf(offset), divideUp(bytes, clusterSize));
+    places.clear();
+    add(MetadataKind.MAIN_HEADER, 0, clusterSize);
+    add(MetadataKind.ACTIVE_L1, this.l1.offset, this.l1.entries * 8);
+    add(MetadataKind.REFCOUNT_TABLE, header.refcountTableOffset, header.refcountTableClusters * clusterSize);
     for (const { l1TableOffset, l1Size } of this.snapshots) {
-      this.addMetadata(this.clusterOf(l1TableOffset), divideUp(l1Size * 8, clusterSize));
+      // A table that cannot be is not protected: a hostile length would fill the memory.
+      const inFile = Math.min(l1Size * 8, Math.max(0, this.file.size - l1TableOffset));
+      add(MetadataKind.INACTIVE_L1, l1TableOffset, inFile);
     }
-    if (header.snapshotCount > 0) this.addMetadata(this.clusterOf(header.snapshotsOffset), 1);
+    add(MetadataKind.SNAPSHOT_TABLE, header.snapshotsOffset, this.snapshotTableBytes);
     if (header.bitmaps !== undefined) {
-      const { directoryOffset, directoryBytes } = header.bitmaps;
-      this.addMetadata(this.clusterOf(directoryOffset), divideUp(directoryBytes, clusterSize));
+      add(MetadataKind.BITMAP_DIRECTORY, header.bitmaps.directoryOffset, header.bitmaps.directoryBytes);
     }
-    collect(this.l1, entryOffset, (offset) => this.addMetadata(this.clusterOf(offset), 1));
-    collect(this.refcounts.table, reftableOffset, (offset) => this.addMetadata(this.clusterOf(offset), 1));
+    collect(this.l1, entryOffset, (offset) => add(MetadataKind.ACTIVE_L2, offset, clusterSize));
+    collect(this.refcounts.table, reftableOffset, (offset) =>
+      add(MetadataKind.REFCOUNT_BLOCK, offset, clusterSize),
+    );
+    this.doubtTables();
+  }
+
+  /**
+   * Finds L2 tables that must not be written where they are. In memory they count as shared, so that nothing
+   * is changed in place through them, and the attempt to copy one meets `refuseDoubtfulTable`.
+   */
+  doubtTables(): void {
+    const { l1, places, clusterSize } = this;
+    const { ACTIVE_L2 } = MetadataKind;
+    for (let index = 0; index < l1.entries; index++) {
+      const high = l1.words[index * 2]!;
+      const offset = entryOffset(high, l1.words[index * 2 + 1]!);
+      if (offset === 0 || (high & COPIED_HIGH) === 0) continue;
+      let kinds = places.touchedBy(offset, clusterSize, ACTIVE_L2);
+      if (places.isTwice(ACTIVE_L2, this.clusterOf(offset))) kinds |= ACTIVE_L2 & places.checks;
+      if (kinds === 0) continue;
+      this.#doubtfulTables.set(index, kinds);
+      l1.words[index * 2] = (high & ~COPIED_HIGH) >>> 0;
+    }
   }
 
   // --- slices of L2 tables ---------------------------------------------------------------------------------

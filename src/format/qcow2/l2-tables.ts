@@ -6,11 +6,13 @@
 //   2. Slices in memory stay: they are named by guest clusters, and the copy has the same content.
 //   3. Slices of a shared table are never dirty: nothing is changed before the copy.
 //   4. One maker per table; others wait for it and look again.
+//   5. A table is neither written nor copied where its place is that of other metadata too.
 
 import { buffers } from "../../base/buffer-pool.ts";
 import type { Completion } from "../../base/completion.ts";
 import type { Image } from "./image.ts";
 import { COPIED_HIGH, entryHigh, entryLow, entryOffset } from "./l2-entry.ts";
+import { MetadataKind } from "./metadata-places.ts";
 
 export class L2Tables {
   readonly #image: Image;
@@ -38,6 +40,8 @@ export class L2Tables {
   async #make(l1Index: number): Promise<void> {
     const image = this.#image;
     const { l1, clusterSize, file } = image;
+    image.refuseDoubtfulTable(l1Index);
+    image.refuseOverlap(l1.offset + l1Index * 8, 8, MetadataKind.ACTIVE_L1);
     const cluster = await image.takeCluster();
     const offset = cluster * clusterSize;
     const old = entryOffset(l1.words[l1Index * 2]!, l1.words[l1Index * 2 + 1]!);
@@ -48,10 +52,10 @@ export class L2Tables {
       image.frees.release([{ first: cluster, count: 1, punch: false }]);
       throw error;
     }
-    image.addMetadata(cluster, 1);
+    image.places.add(MetadataKind.ACTIVE_L2, cluster, 1);
     l1.set(l1Index, entryHigh(offset, true), entryLow(offset));
     if (old === 0) return;
-    image.removeMetadata(old / clusterSize, 1);
+    image.places.remove(MetadataKind.ACTIVE_L2, old / clusterSize, 1);
     image.frees.defer(old / clusterSize, 1, false);
   }
 

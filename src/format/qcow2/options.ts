@@ -3,6 +3,7 @@
 import type { Clock } from "../../base/clock.ts";
 import { BlockError } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
+import type { CorruptionReport } from "../../block/driver.ts";
 
 export interface Qcow2Options {
   readonly readOnly: boolean;
@@ -14,8 +15,12 @@ export interface Qcow2Options {
    * default).
    */
   readonly discard?: "ignore" | "unmap" | "off" | "on";
+  /** The kinds of metadata that no write may touch (overlap-checks.ts); QEMU's `cached` unless given. */
+  readonly overlapChecks?: number;
   readonly logger?: Logger;
   readonly clock?: Clock;
+  /** Who is told when damage is met. */
+  readonly onCorruption?: ((report: CorruptionReport) => void) | undefined;
 }
 
 type CacheSizes = Pick<Qcow2Options, "l2CacheBytes" | "refcountCacheBytes">;

@@ -23,6 +23,7 @@ import { divideUp } from "../../base/units.ts";
 import { MAX_REFTABLE_BYTES } from "./header.ts";
 import type { Image } from "./image.ts";
 import { entryLow } from "./l2-entry.ts";
+import { MetadataKind } from "./metadata-places.ts";
 import { setRefcount } from "./refcount-width.ts";
 
 const TWO_32 = 0x1_0000_0000;
@@ -45,8 +46,10 @@ export class RefcountGrowth {
     const { refcounts } = this.#image;
     if (block >= refcounts.table.entries) return this.#alone(() => this.#growTable(block));
     let first = Math.max(tail, block * refcounts.blockEntries, 1);
-    // Metadata that no refcount block describes: the image is damaged there, but we do not make it worse.
-    while (this.#image.overlapsMetadata(first * refcounts.clusterSize, refcounts.clusterSize)) first++;
+    // Metadata that no refcount block describes: the image is damaged there, and we do not make it worse.
+    this.#image.refuseOverlap(first * refcounts.clusterSize, refcounts.clusterSize);
+    while (this.#image.places.kindsIn(first) !== 0) first++;
+    this.#refuseTableWrite(block);
     this.#image.allocator.refuseBeyond(first + 1);
     return this.#makeOne(refcounts.blockIndex(first), first);
   }
@@ -95,7 +98,7 @@ export class RefcountGrowth {
     if (slice === undefined) return false;
     refcounts.set(slice, first % refcounts.sliceEntries, 1);
     this.#enter(block, first);
-    this.#image.addMetadata(first, 1);
+    this.#image.places.add(MetadataKind.REFCOUNT_BLOCK, first, 1);
     allocator.skipTo(first + 1);
     return true;
   }
@@ -138,8 +141,9 @@ export class RefcountGrowth {
     this.#refuseMetadata(first, clusters);
     image.allocator.refuseBeyond(first + clusters);
     await image.flusher.exclusive(() => this.#moveTable(base, first, blocks, tableClusters));
-    image.removeMetadata(oldFirst, oldClusters);
-    image.addMetadata(first, clusters);
+    image.places.remove(MetadataKind.REFCOUNT_TABLE, oldFirst, oldClusters);
+    image.places.add(MetadataKind.REFCOUNT_BLOCK, first, blocks);
+    image.places.add(MetadataKind.REFCOUNT_TABLE, first + blocks, tableClusters);
     image.allocator.skipTo(first + clusters);
     image.frees.release([{ first: oldFirst, count: oldClusters, punch: false }]);
   }
@@ -240,21 +244,31 @@ export class RefcountGrowth {
       return -1;
     }
     this.#refuseMetadata(first, blocks + count);
+    this.#refuseTableWrite(base, blocks);
     allocator.refuseBeyond(first + blocks + count);
     allocator.skipTo(first + blocks + count);
     await file.writeZeroes(first * clusterSize, blocks * clusterSize);
     await this.#writeBlocks(base, first, blocks, blocks + count);
     for (let i = 0; i < blocks; i++) {
-      this.#image.addMetadata(first + i, 1);
+      this.#image.places.add(MetadataKind.REFCOUNT_BLOCK, first + i, 1);
       this.#enter(base + i, first + i);
     }
     return first + blocks;
   }
 
   #refuseMetadata(first: number, count: number): void {
-    const { clusterSize } = this.#image;
-    if (!this.#image.overlapsMetadata(first * clusterSize, count * clusterSize)) return;
-    throw this.#image.damaged(`metadata stands where no refcounts are, behind cluster ${first}`);
+    const { clusterSize, places } = this.#image;
+    this.#image.refuseOverlap(first * clusterSize, count * clusterSize);
+    for (let cluster = first; cluster < first + count; cluster++) {
+      if (places.kindsIn(cluster) === 0) continue;
+      throw this.#image.damaged(`metadata stands where no refcounts are, behind cluster ${first}`);
+    }
+  }
+
+  /** Stands before entries of the refcount table are set. */
+  #refuseTableWrite(block: number, count = 1): void {
+    const offset = this.#image.refcounts.table.offset + block * 8;
+    this.#image.refuseOverlap(offset, count * 8, MetadataKind.REFCOUNT_TABLE);
   }
 
   /**

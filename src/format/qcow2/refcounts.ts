@@ -24,6 +24,8 @@ export interface RefcountsOptions {
   readonly clusterSize: number;
   readonly refcountOrder: number;
   readonly cacheBytes: number;
+  /** Throws when a block is not to be believed. */
+  readonly refuseBlock: (offset: number) => void;
   readonly onPressure: () => Promise<void>;
 }
 
@@ -36,12 +38,14 @@ export class Refcounts {
   readonly sliceEntries: number;
   readonly #order: number;
   readonly #file: BlockNode;
+  readonly #refuseBlock: (offset: number) => void;
 
   constructor(options: RefcountsOptions) {
     this.table = options.table;
     this.clusterSize = options.clusterSize;
     this.#order = options.refcountOrder;
     this.#file = options.file;
+    this.#refuseBlock = options.refuseBlock;
     const sliceBytes = Math.min(options.clusterSize, SLICE_BYTES_MAX);
     this.blockEntries = (options.clusterSize * 8) / 2 ** this.#order;
     this.sliceEntries = (sliceBytes * 8) / 2 ** this.#order;
@@ -107,6 +111,7 @@ export class Refcounts {
     if (block === 0 || block % this.clusterSize !== 0 || !Number.isSafeInteger(block + this.clusterSize)) {
       throw new BlockError("IMAGE_CORRUPT", `Refcount block offset ${block} is not aligned to a cluster`);
     }
+    this.#refuseBlock(block);
     const offset = this.sliceOffset(index);
     // Zeros from behind the end of the file would say that every cluster is free, those in use too.
     if (offset >= this.#file.size) {

@@ -11,6 +11,8 @@ import { MiB } from "../../base/units.ts";
 import { markBitmapsInUse, readBitmaps } from "./bitmaps.ts";
 import { Incompatible, keptAutoclear, type Qcow2Header, refuseCorruptForWriting } from "./header.ts";
 import type { Image } from "./image.ts";
+import { collectInactiveTables } from "./inactive-tables.ts";
+import { MetadataKind } from "./metadata-places.ts";
 import { readHeader, readTable } from "./open-tables.ts";
 import { type RepairMode, repairImage } from "./repair.ts";
 import { isMarkedInUse, markClosed, markInUse } from "./use-marker.ts";
@@ -44,6 +46,7 @@ export class WritingState {
     if ((header.incompatible & Incompatible.DIRTY) !== 0) await this.#repair("all");
     else if (isMarkedInUse(header)) await this.#repairLeaks();
     image.collectMetadata();
+    if ((image.places.checks & MetadataKind.INACTIVE_L2) !== 0) await collectInactiveTables(image);
     image.allocator = image.newAllocator();
     image.writable = true;
     this.ready = header.bitmaps === undefined;
@@ -86,6 +89,10 @@ export class WritingState {
 
   async #begin(): Promise<void> {
     const image = this.#image;
+    const { bitmaps } = image.header;
+    if (bitmaps !== undefined) {
+      image.refuseOverlap(bitmaps.directoryOffset, bitmaps.directoryBytes, MetadataKind.BITMAP_DIRECTORY);
+    }
     await markBitmapsInUse(image.file, image.header);
     image.bitmaps = await readBitmaps(image.file, image.header);
     this.ready = true;
