@@ -2,16 +2,20 @@
 //
 //   1. Nothing is opened that options or a backing link did not name. A backing image's format is stated, by
 //      options or by the link; it is never guessed from content that a guest could have written.
-//   2. A relative name in a backing link is relative to the folder of the image that holds the link.
+//   2. What a link in an image names passes the rules for links (link-options.ts, backing-roots.ts) first.
 //   3. On an error everything that was opened for the node is closed again.
 
 import path from "node:path";
 import { BlockError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
+import type { BackingRoots, NamedFile } from "./backing-roots.ts";
 import { CHAIN_LENGTH_MAX } from "./chain.ts";
 import type { CorruptionReport, Driver, DriverHost } from "./driver.ts";
 import type { Graph, NodeUse } from "./graph.ts";
+import { asLinked, backingOptions, filenamesIn, withLink } from "./link-options.ts";
 import { BlockNode } from "./node.ts";
+
+export { backingOptions, resolveBackingFile } from "./link-options.ts";
 
 /**
  * Options of one node, in QAPI's spelling and nesting: what `blockdev-add` takes, checked against the schema.
@@ -44,15 +48,25 @@ export interface DriverFactory {
   open(host: DriverHost, options: NodeOptions, context: OpenContext): Promise<Driver>;
 }
 
+/** What is asked of a link in an image before what it names is opened. */
+export interface LinkRules {
+  /** Where it may name files; undefined: anywhere. */
+  readonly roots?: BackingRoots | undefined;
+  /** Checks the options of a `json:` name. @throws BlockError */
+  readonly checkOptions?: (options: NodeOptions) => NodeOptions;
+}
+
 export class NodeOpener {
   readonly graph: Graph;
   readonly #factories = new Map<string, DriverFactory>();
   readonly #logger: Logger;
+  readonly #links: LinkRules;
   /** Who is told of damage in a node that was opened here. */
   onCorruption: ((report: CorruptionReport) => void) | undefined;
 
-  constructor(graph: Graph, factories: readonly DriverFactory[], logger: Logger) {
+  constructor(graph: Graph, factories: readonly DriverFactory[], logger: Logger, links: LinkRules = {}) {
     this.graph = graph;
+    this.#links = links;
     this.#logger = logger;
     for (const factory of factories) this.#factories.set(factory.driverName, factory);
   }
@@ -66,7 +80,16 @@ export class NodeOpener {
    * caller takes hold of it at once (`graph.use`), or closes it (`closeUnused`).
    */
   open(options: NodeOptions): Promise<BlockNode> {
-    return this.#open(options, { readOnly: false, autoReadOnly: false, overlays: [] });
+    return this.#open(options, { readOnly: false, autoReadOnly: false, overlays: [], home: undefined });
+  }
+
+  /**
+   * Refuses a link that is to be written to `image` where opening it would refuse it.
+   * @throws BlockError
+   */
+  refuseLink(image: BlockNode, link: string, format: string | undefined): void {
+    if (this.#links.roots === undefined || link === "") return;
+    this.#linkedOptions(image.filename, link, format ?? "raw", path.dirname(image.filename));
   }
 
   /** Closes a node that nobody holds and that is not closed yet. */
@@ -99,7 +122,8 @@ export class NodeOpener {
       });
       node.install(driver);
       undo.push(() => driver.close());
-      await this.#openBacking(node, options, inherited.overlays, undo);
+      const home = inherited.home ?? (filename === "" ? undefined : path.dirname(filename));
+      await this.#openBacking(node, options, { overlays: inherited.overlays, home }, undo);
       this.graph.add(node);
       return node;
     } catch (error) {
@@ -130,10 +154,10 @@ export class NodeOpener {
   async #openBacking(
     node: BlockNode,
     options: NodeOptions,
-    overlays: readonly string[],
+    above: Above,
     undo: (() => Promise<void>)[],
   ): Promise<void> {
-    const backing = await this.#findBacking(node, options, overlays);
+    const backing = await this.#findBacking(node, options, above);
     if (backing === undefined) return;
     undo.push(() => this.closeUnused(backing));
     this.graph.linkBacking(node, backing);
@@ -143,7 +167,7 @@ export class NodeOpener {
     });
   }
 
-  async #findBacking(node: BlockNode, options: NodeOptions, overlays: readonly string[]) {
+  async #findBacking(node: BlockNode, options: NodeOptions, { overlays, home }: Above) {
     if (options.backing === null) return undefined;
     if (typeof options.backing === "string") {
       return options.backing === "" ? undefined : this.#backingByName(options.backing);
@@ -153,14 +177,35 @@ export class NodeOpener {
     const { backingFile, backingFormat } = node.details();
     if (options.backing !== undefined) {
       // Options may name only a part; what they leave open comes from the link.
-      return this.#open(withLink(options.backing, node.filename, backingFile), inherited);
+      const whole = withLink(options.backing, node.filename, backingFile);
+      if (whole === options.backing) return this.#open(whole, { ...inherited, home: undefined });
+      this.#refuseOutside(whole, { image: node.filename, link: backingFile!, home });
+      return this.#open(whole, { ...inherited, home });
     }
     if (backingFile === undefined) return undefined;
     try {
-      return await this.#open(backingOptions(node.filename, backingFile, backingFormat), inherited);
+      const linked = this.#linkedOptions(node.filename, backingFile, backingFormat, home);
+      return await this.#open(linked, { ...inherited, home });
     } catch (error) {
       throw backingError(error);
     }
+  }
+
+  /** What a link in an image means, if it may mean that. @throws BlockError */
+  #linkedOptions(
+    image: string,
+    link: string,
+    format: string | undefined,
+    home: string | undefined,
+  ): NodeOptions {
+    const linked = asLinked(backingOptions(image, link, format), link);
+    const checked = this.#links.checkOptions?.(linked) ?? linked;
+    this.#refuseOutside(checked, { image, link, home });
+    return checked;
+  }
+
+  #refuseOutside(options: NodeOptions, named: NamedFile): void {
+    for (const filename of filenamesIn(options)) this.#links.roots?.refuseOutside(filename, named);
   }
 
   #backingByName(name: string): BlockNode {
@@ -178,11 +223,17 @@ function backingError(error: unknown): BlockError {
   return new BlockError(code, `Could not open backing file: ${reason}`, error);
 }
 
-interface Inherited {
+/** What is above a node. */
+interface Above {
+  /** Resolved names of the images, to notice a cycle. */
+  readonly overlays: readonly string[];
+  /** Folder of the image that the user named, where this one was named by a link. */
+  readonly home: string | undefined;
+}
+
+interface Inherited extends Above {
   readonly readOnly: boolean;
   readonly autoReadOnly: boolean;
-  /** Resolved names of the images above, to notice a cycle. */
-  readonly overlays: readonly string[];
 }
 
 function refuseCycle(filename: string, overlays: readonly string[]): void {
@@ -192,87 +243,4 @@ function refuseCycle(filename: string, overlays: readonly string[]): void {
   if (overlays.length >= CHAIN_LENGTH_MAX) {
     throw new BlockError("EINVAL", `the chain has more than ${CHAIN_LENGTH_MAX} images`);
   }
-}
-
-/** The name in a backing link as a path: relative to the folder of the image that holds it. */
-export function resolveBackingFile(overlayFile: string, backingFile: string): string {
-  const name = backingFile.startsWith("file:") ? backingFile.slice("file:".length) : backingFile;
-  if (/^[A-Za-z][A-Za-z0-9+.-]*:/.test(name)) {
-    throw new BlockError(
-      "ENOTSUP",
-      `Unknown protocol '${name.slice(0, name.indexOf(":"))}' in backing file '${backingFile}'`,
-    );
-  }
-  return path.isAbsolute(name) ? name : path.join(path.dirname(overlayFile), name);
-}
-
-/** Options for the image that a backing link names. */
-export function backingOptions(
-  overlayFile: string,
-  backingFile: string,
-  format: string | undefined,
-): NodeOptions {
-  if (backingFile.startsWith("json:")) return jsonOptions(backingFile, format);
-  const filename = resolveBackingFile(overlayFile, backingFile);
-  if (format === undefined) {
-    throw new BlockError(
-      "IMAGE_FORMAT",
-      `the format of backing file '${backingFile}' is not stated in '${overlayFile}', and it is not ` +
-        `guessed: state it with 'qemu-img rebase -u -b ${backingFile} -F FORMAT ${overlayFile}', ` +
-        "or in the options ('backing')",
-    );
-  }
-  return { driver: format, file: { driver: "file", filename } };
-}
-
-function withLink(options: NodeOptions, overlayFile: string, backingFile: string | undefined): NodeOptions {
-  if (options.file !== undefined || options.driver === "file" || backingFile === undefined) return options;
-  return { ...options, file: { driver: "file", filename: resolveBackingFile(overlayFile, backingFile) } };
-}
-
-function jsonOptions(link: string, format: string | undefined): NodeOptions {
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(link.slice("json:".length));
-  } catch (error) {
-    throw new BlockError(
-      "IMAGE_CORRUPT",
-      `Could not parse the JSON options of backing file '${link}'`,
-      error,
-    );
-  }
-  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) {
-    throw new BlockError("IMAGE_CORRUPT", `Invalid JSON object given: '${link}'`);
-  }
-  const nested = nest(parsed as Record<string, unknown>);
-  const driver = nested["driver"] ?? format;
-  if (typeof driver !== "string") {
-    throw new BlockError("IMAGE_FORMAT", `backing file '${link}' names no driver`);
-  }
-  if (driver === "file" && format !== undefined && format !== "file") {
-    // The JSON names the protocol only; the format stands beside it.
-    return { driver: format, file: { ...nested, driver: "file" } };
-  }
-  return { ...nested, driver } as NodeOptions;
-}
-
-/** `{"file.filename": x}` means `{"file": {"filename": x}}` in a json: name. */
-function nest(flat: Record<string, unknown>): Record<string, unknown> {
-  const nested: Record<string, unknown> = {};
-  for (const [key, value] of Object.entries(flat)) {
-    const parts = key.split(".");
-    // No option is called so; as a key it would be the object's own prototype.
-    if (parts.includes("__proto__")) continue;
-    let at = nested;
-    for (const part of parts.slice(0, -1)) {
-      if (typeof at[part] !== "object" || at[part] === null) at[part] = {};
-      at = at[part] as Record<string, unknown>;
-    }
-    const last = parts[parts.length - 1]!;
-    at[last] =
-      typeof value === "object" && value !== null && !Array.isArray(value)
-        ? nest(value as Record<string, unknown>)
-        : value;
-  }
-  return nested;
 }

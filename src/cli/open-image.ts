@@ -10,10 +10,12 @@ import { closeSync, openSync, readSync } from "node:fs";
 import path from "node:path";
 import { BlockError } from "../base/errors.ts";
 import { silentLogger } from "../base/logger.ts";
+import type { BackingRoots } from "../block/backing-roots.ts";
 import { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { type DriverFactory, NodeOpener, type NodeOptions } from "../block/open.ts";
 import { DRIVERS } from "../control/drivers.ts";
+import { linkRules } from "../control/link-options.ts";
 import { openFileDriver } from "../protocol/file/file-driver.ts";
 import { usageError, withLockHelp } from "./failure.ts";
 
@@ -24,6 +26,8 @@ export interface OpenImageOptions {
   readonly forceShare?: boolean | undefined;
   /** Whether the images behind it are opened too. Default true. */
   readonly backing?: boolean | undefined;
+  /** Where the images may name files; undefined: anywhere. */
+  readonly roots?: BackingRoots | undefined;
   /** What to do where another process writes to an image; otherwise `LOCK_HELP`. */
   readonly lockHelp?: string | undefined;
 }
@@ -56,7 +60,12 @@ export async function withImage<T>(
 export async function openOffline(file: string, options: OpenImageOptions): Promise<OpenedImage> {
   const driver = options.format === undefined ? guessedFormat(file) : knownFormat(options.format);
   const graph = new Graph(silentLogger);
-  const opener = new NodeOpener(graph, driversFor(options.forceShare === true), silentLogger);
+  const opener = new NodeOpener(
+    graph,
+    driversFor(options.forceShare === true),
+    silentLogger,
+    linkRules(options.roots, silentLogger),
+  );
   const nodeOptions: NodeOptions = {
     driver,
     "read-only": true,

@@ -87,6 +87,7 @@ async function createInNode(
     staysAtNode: true,
   });
   try {
+    daemon.opener.refuseLink(node, options["backing-file"] ?? "", options["backing-fmt"]);
     await createQcow2(node, qcow2Options(options));
   } finally {
     await daemon.graph.release(use);

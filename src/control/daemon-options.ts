@@ -16,6 +16,8 @@ export type StepOption = "blockdev" | "chardev" | "export" | "monitor" | "nbd-se
 export interface DaemonOptions {
   readonly steps: readonly Step[];
   readonly pidfile: string | undefined;
+  /** Directories in which images may name files; none given: anywhere. */
+  readonly backingRoots: readonly string[];
   readonly daemonize: boolean;
   /** What is asked for instead of a daemon. */
   readonly show: "help" | "version" | undefined;
@@ -28,6 +30,7 @@ interface OptionKind {
 }
 
 const OPTIONS: Readonly<Record<string, OptionKind>> = {
+  "backing-root": { takesArgument: true },
   blockdev: { takesArgument: true },
   chardev: { takesArgument: true },
   daemonize: { takesArgument: false },
@@ -45,6 +48,7 @@ const OPTIONS: Readonly<Record<string, OptionKind>> = {
 /** @throws BlockError EINVAL in getopt's words for what is not known */
 export function parseDaemonOptions(args: readonly string[]): DaemonOptions {
   const steps: Step[] = [];
+  const backingRoots: string[] = [];
   let pidfile: string | undefined;
   let daemonize = false;
   let show: DaemonOptions["show"];
@@ -52,11 +56,12 @@ export function parseDaemonOptions(args: readonly string[]): DaemonOptions {
   for (const { name, argument } of splitArguments(args)) {
     if (name === "help" || name === "version") show ??= name;
     else if (name === "pidfile") pidfile = argument;
+    else if (name === "backing-root") backingRoots.push(argument!);
     else if (name === "daemonize") daemonize = true;
     else if (name === "verbose") verbose = true;
     else if (name !== "trace") steps.push({ option: name as StepOption, argument: argument! });
   }
-  return { steps, pidfile, daemonize, show, verbose };
+  return { steps, pidfile, backingRoots, daemonize, show, verbose };
 }
 
 interface Given {
@@ -141,6 +146,11 @@ Strata storage daemon: takes the command line and the QMP of qemu-storage-daemon
              [,force-share=on|off][,detect-zeroes=on|off|unmap]
              [,driver specific parameters...]
                          configure a block node; drivers: file, raw, qcow2
+
+  --backing-root <directory>
+                         images may name files below this directory only, and
+                         below the folder of the image that an option names;
+                         may be given several times; without it, anywhere
 
   --chardev [backend=]<socket|stdio|file|null>,id=<id>[,parameters...]
                          configure a character device

@@ -10,6 +10,7 @@ import { MessageChannel } from "node:worker_threads";
 import { systemClock } from "../base/clock.ts";
 import { BlockError, errorMessage } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
+import { BackingRoots } from "../block/backing-roots.ts";
 import { background, isBackgroundProcess, startInBackground } from "./background.ts";
 import { Daemon } from "./daemon.ts";
 import { type DaemonOptions, helpText, parseDaemonOptions } from "./daemon-options.ts";
@@ -59,7 +60,14 @@ function textInstead({ show, steps }: DaemonOptions): string | undefined {
 
 async function serve(options: DaemonOptions, inBackground: boolean): Promise<void> {
   const logger = createLogger(options.verbose);
-  const daemon = new Daemon({ drivers: DRIVERS, clock: systemClock, wallClock: systemWallClock, logger });
+  const backingRoots = options.backingRoots.length === 0 ? undefined : new BackingRoots(options.backingRoots);
+  const daemon = new Daemon({
+    drivers: DRIVERS,
+    clock: systemClock,
+    wallClock: systemWallClock,
+    logger,
+    backingRoots,
+  });
   const stopWatching = endOnSignals(daemon, logger);
   let pidFile: PidFile | undefined;
   try {

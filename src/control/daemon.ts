@@ -11,6 +11,7 @@
 import type { Clock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
+import type { BackingRoots } from "../block/backing-roots.ts";
 import type { CorruptionReport } from "../block/driver.ts";
 import { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
@@ -19,6 +20,7 @@ import { JobManager } from "../job/manager.ts";
 import { ChardevTable } from "./chardev/table.ts";
 import { EventBus } from "./event-bus.ts";
 import { ExportTable } from "./export-table.ts";
+import { linkRules } from "./link-options.ts";
 import { MonitorNodes } from "./monitor-nodes.ts";
 import { ObjectTable } from "./objects.ts";
 import type { WallClock } from "./wall-clock.ts";
@@ -28,6 +30,8 @@ export interface DaemonParts {
   readonly clock: Clock;
   readonly wallClock: WallClock;
   readonly logger: Logger;
+  /** Where images may name files; undefined: anywhere. */
+  readonly backingRoots?: BackingRoots | undefined;
 }
 
 /** How long the end waits for commands that are under way. */
@@ -64,12 +68,12 @@ export class Daemon {
   #admitted: Promise<void> | undefined;
   #admit = () => {};
 
-  constructor({ drivers, clock, wallClock, logger }: DaemonParts) {
+  constructor({ drivers, clock, wallClock, logger, backingRoots }: DaemonParts) {
     this.clock = clock;
     this.logger = logger;
     this.events = new EventBus(wallClock);
     this.graph = new Graph(logger);
-    this.opener = new NodeOpener(this.graph, drivers, logger);
+    this.opener = new NodeOpener(this.graph, drivers, logger, linkRules(backingRoots, logger));
     this.opener.onCorruption = (report) => this.events.emit("BLOCK_IMAGE_CORRUPTED", imageCorrupted(report));
     this.nodes = new MonitorNodes(this.graph, this.opener);
     this.jobs = new JobManager((event, data) => this.events.emit(event, data));

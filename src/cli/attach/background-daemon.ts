@@ -35,6 +35,7 @@ export interface DaemonPlan {
   readonly disk: string;
   readonly format: string | undefined;
   readonly readOnly: boolean;
+  readonly backingRoots?: readonly string[] | undefined;
   readonly environment: ControlEnvironment;
   /** What to start in place of this program's own script. */
   readonly script?: string | undefined;
@@ -97,6 +98,8 @@ function spawnServe(plan: DaemonPlan, disk: string, files: DaemonFiles): ChildPr
   const args = ["serve", disk, "--control", files.qmp];
   if (plan.format !== undefined) args.push("--format", plan.format);
   if (plan.readOnly) args.push("--read-only");
+  // It works in another folder.
+  for (const root of plan.backingRoots ?? []) args.push("--backing-root", path.resolve(root));
   const fd = openSync(files.log, "w", 0o600);
   try {
     // A session of its own: the end of this terminal is not the end of the disk. And no folder is kept busy.

@@ -24,6 +24,8 @@ export interface SourcePlan {
   readonly format: string | undefined;
   readonly readOnly: boolean;
   readonly control: string | undefined;
+  /** Directories beside its own in which the images of a disk may name files. */
+  readonly backingRoots?: readonly string[] | undefined;
   readonly environment: ControlEnvironment;
   /** Where the daemon's control socket has to stand, if one is started; otherwise anywhere. */
   readonly qmp?: string | undefined;

@@ -24,6 +24,7 @@ interface AttachFlags {
   readonly reconnect?: boolean;
   readonly control?: string;
   readonly json?: boolean;
+  readonly backingRoot: readonly string[];
 }
 
 /** The kernel takes more, but a daemon has one event loop. */
@@ -47,6 +48,12 @@ export function addAttach(program: Command, context: CommandContext): void {
     .option("--reconnect", "give the device new connections, when the daemon came back")
     .option("--control <control>", "the daemon that serves DISK: its name or the path of its QMP socket")
     .option("--json", "what was attached, for scripts")
+    .option(
+      "--backing-root <directory>",
+      "for the daemon of an image file: as of 'strata serve'",
+      (one: string, before: readonly string[]) => [...before, one],
+      [] as readonly string[],
+    )
     .addHelpText(
       "after",
       examples(
@@ -171,6 +178,7 @@ class Attachment {
       format: this.#flags.format,
       readOnly: this.#wanted.readOnly,
       control: this.#flags.control,
+      backingRoots: this.#flags.backingRoot,
       environment: this.#context.environment,
       qmp: former?.qmp,
       checkInterrupt: () => this.#checkInterrupt(),

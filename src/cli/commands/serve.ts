@@ -2,6 +2,7 @@ import path from "node:path";
 import type { Command } from "commander";
 import type { Logger } from "../../base/logger.ts";
 import { formatSize } from "../../base/units.ts";
+import { BackingRoots } from "../../block/backing-roots.ts";
 import { chainOf } from "../../block/chain.ts";
 import type { NodeOptions } from "../../block/open.ts";
 import type { SocketAddress } from "../../control/chardev/socket-address.ts";
@@ -35,6 +36,7 @@ interface ServeFlags {
   readonly readOnly?: boolean;
   readonly control?: string;
   readonly monitor: readonly string[];
+  readonly backingRoot: readonly string[];
 }
 
 export function addServe(program: Command, context: CommandContext): void {
@@ -58,12 +60,19 @@ export function addServe(program: Command, context: CommandContext): void {
       (one: string, before: readonly string[]) => [...before, one],
       [] as readonly string[],
     )
+    .option(
+      "--backing-root <directory>",
+      "images may name files here too, not only in the disk's own folder; may be given several times",
+      (one: string, before: readonly string[]) => [...before, one],
+      [] as readonly string[],
+    )
     .addHelpText(
       "after",
       examples(
         "strata serve disk.qcow2",
         "strata serve disk.qcow2 --port 10809 --bind 0.0.0.0",
         "strata serve disk.raw --format raw --read-only",
+        "strata serve disk.qcow2 --backing-root /srv/base-images",
       ),
     )
     .action((disk: string, flags: ServeFlags) => serve(disk, flags, context));
@@ -72,7 +81,8 @@ export function addServe(program: Command, context: CommandContext): void {
 async function serve(disk: string, flags: ServeFlags, context: CommandContext): Promise<void> {
   const readOnly = flags.readOnly === true;
   const format = statedFormat(disk, flags.format);
-  const images = await findImages(disk, format);
+  const roots = backingRoots(disk, flags.backingRoot);
+  const images = await findImages(disk, format, roots);
   const sockets = await controlSockets(disk, flags, context);
   const address = nbdAddress(flags, sockets);
   const daemon = new Daemon({
@@ -80,6 +90,7 @@ async function serve(disk: string, flags: ServeFlags, context: CommandContext): 
     clock: context.clock,
     wallClock: systemWallClock,
     logger: warningsOnly(context),
+    backingRoots: roots,
   });
   const listeners: MonitorListener[] = [];
   // A second Ctrl-C does not hurry the end: what a guest was told to be on disk has to get there.
@@ -107,11 +118,16 @@ async function serve(disk: string, flags: ServeFlags, context: CommandContext): 
   }
 }
 
+/** The disk's own folder, and what the user adds. */
+function backingRoots(disk: string, added: readonly string[]): BackingRoots {
+  return new BackingRoots([path.dirname(path.resolve(disk)), ...added]);
+}
+
 /** The images of the chain, top first, by absolute paths: the daemon's folder means nothing to its users. */
-function findImages(disk: string, format: string): Promise<FoundImage[]> {
+function findImages(disk: string, format: string, roots: BackingRoots): Promise<FoundImage[]> {
   const lockHelp =
     "A disk has one writer: end that process first; 'strata chain' shows what a running Strata daemon serves";
-  return withImage(path.resolve(disk), { format, lockHelp }, async (top) => {
+  return withImage(path.resolve(disk), { format, lockHelp, roots }, async (top) => {
     let plain = true;
     return chainOf(top).map((node) => {
       const image = { filename: node.filename, driver: node.driverName, plain };

@@ -28,6 +28,7 @@ async function changeBackingFile(daemon: Daemon, args: Infer<typeof changeData>)
   if (!isInChain(top, image)) {
     throw new BlockError("EINVAL", `'${args.device}' and image file are not in the same chain`);
   }
+  daemon.opener.refuseLink(image, args["backing-file"], backing.driverName);
   await daemon.graph.exclusively(() => writeLink(daemon, image, args["backing-file"], backing.driverName));
 }
 

@@ -41,6 +41,9 @@ export async function startStream(daemon: Daemon, args: StreamArguments): Promis
   if (base === undefined && backingFile !== undefined) {
     throw new BlockError("EINVAL", "backing file specified, but streaming the entire chain");
   }
+  if (backingFile !== undefined) {
+    for (const image of layers) daemon.opener.refuseLink(image, backingFile, base?.driverName);
+  }
   checkFilterName(daemon, args["filter-node-name"]);
   // A device gives the job its name where nothing else does, as in QEMU; a node does not.
   const id = args["job-id"] ?? (daemon.graph.find(args.device) === undefined ? args.device : "");
