@@ -105,8 +105,9 @@ describe.skipIf(missing !== undefined)(`Linux with /dev/nbd0${missing ? ` (${mis
     const directory = scratchDirectory();
     const disk = await NetworkDisk.serve(directory, "64M");
     const guest = await boot();
-    // When a server hangs up nbd-client ends, -persist or not: its kernel call returns without an error. The same with
-    // 3.24 and 3.26.1, and with qemu-storage-daemon. So a supervisor starts it anew, as systemd would.
+    // When a server hangs up nbd-client ends, -persist or not: its kernel call returns without an error. The
+    // same with 3.24 and 3.26.1, and with qemu-storage-daemon. So a supervisor starts it anew, as systemd
+    // would.
     const where = `-name ${disk.exportName} 10.0.2.2 ${disk.port} /dev/nbd0`;
     const client = `nbd-client -nonetlink -nofork -persist ${where}`;
     await guest.must(`while :; do ${client} >>/tmp/client 2>&1; usleep 100000; done &`);

@@ -27,6 +27,16 @@ export const WriteFlags = {
   NO_FALLBACK: 4,
 } as const;
 
+/** What a layer alone holds of a range, as far as it knows without waiting. */
+export const Holding = {
+  /** The backing shows through all of it. */
+  NOTHING: 0,
+  SOMETHING: 1,
+  /** A table has to be loaded first. */
+  UNKNOWN: 2,
+} as const;
+export type Holding = (typeof Holding)[keyof typeof Holding];
+
 /** What a driver sees of the node that it stands behind. */
 export interface DriverHost {
   readonly name: string;
@@ -99,6 +109,11 @@ export interface Driver {
    * enough or all is told.
    */
   extents(offset: number, bytes: number, out: ExtentSink): Completion;
+  /**
+   * What this layer alone holds of a range of up to a few clusters, at once. A driver that has no such thing
+   * is always asked for the data itself.
+   */
+  holding?(offset: number, bytes: number): Holding;
   /**
    * Copies into this layer what it lacks of [offset, offset+bytes) and what the images from its backing down
    * to, but without, `base` hold (all of them where `base` is undefined). What the guest wrote in the

@@ -6,10 +6,13 @@
 //      done when everything that had been started has settled. Calls nest.
 //   3. What finishes synchronously costs no promise and no closure.
 //   4. `backing` changes only while the node is quiesced (graph.ts does it).
+//   5. What others may have found out about layers (owner-index.ts) is void after each of these: a node is
+//      quiesced or resumed, gets another backing or other rights.
 
 import { assert } from "../base/assert.ts";
 import type { Completion } from "../base/completion.ts";
 import { BlockError } from "../base/errors.ts";
+import { beginChainAge } from "./chain-age.ts";
 import type { Counters, Driver, DriverHost, ImageDetails } from "./driver.ts";
 import { WriteFlags } from "./driver.ts";
 import type { ExtentSink } from "./extent.ts";
@@ -237,6 +240,7 @@ export class BlockNode implements DriverHost {
    */
   quiesce(): Completion {
     this.#quiesced++;
+    beginChainAge();
     if (this.#inFlight === 0) return;
     return new Promise((resolve) => this.#idle.push(resolve));
   }
@@ -246,6 +250,7 @@ export class BlockNode implements DriverHost {
     assert(this.#quiesced > 0, "resume without quiesce");
     this.#quiesced--;
     if (this.#quiesced > 0) return;
+    beginChainAge();
     const waiting = this.#waiting;
     this.#waiting = [];
     for (const go of waiting) go(this);
@@ -261,6 +266,7 @@ export class BlockNode implements DriverHost {
   setBacking(backing: BlockNode | undefined): void {
     assert(this.#inFlight === 0, "the backing link changes only while the node is drained");
     this.#backing = backing;
+    beginChainAge();
   }
 
   /** From reading only to writing or back; the file below goes along. Errors leave the node as it was. */
@@ -270,6 +276,7 @@ export class BlockNode implements DriverHost {
     try {
       await this.#reopen(writable);
       this.#readOnly = !writable;
+      beginChainAge();
     } finally {
       this.resume();
     }

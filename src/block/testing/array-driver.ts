@@ -8,7 +8,7 @@ import { settleAll } from "../../base/completion.ts";
 import { divideUp } from "../../base/units.ts";
 import { composedExtents } from "../chain.ts";
 import { ClusterLocks } from "../cluster-locks.ts";
-import type { Driver, DriverHost, ImageDetails } from "../driver.ts";
+import { type Driver, type DriverHost, Holding, type ImageDetails } from "../driver.ts";
 import { ExtentKind, type ExtentSink, NO_HOST_OFFSET } from "../extent.ts";
 import type { BlockNode } from "../node.ts";
 import type { Before } from "./interpose.ts";
@@ -110,6 +110,20 @@ export class ArrayDriver implements Driver {
           return;
       }
     });
+  }
+
+  /** What `holding` says instead, once, when it is set: a table that is not there yet. */
+  unknownOnce = false;
+
+  holding(offset: number, bytes: number): Holding {
+    if (this.unknownOnce) {
+      this.unknownOnce = false;
+      return Holding.UNKNOWN;
+    }
+    for (const piece of this.#pieces(offset, bytes)) {
+      if (this.clusters[piece.index] !== undefined) return Holding.SOMETHING;
+    }
+    return Holding.NOTHING;
   }
 
   async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {

@@ -11,7 +11,13 @@ import type { Completion } from "../../base/completion.ts";
 import { BlockError } from "../../base/errors.ts";
 import { silentLogger } from "../../base/logger.ts";
 import { MiB } from "../../base/units.ts";
-import type { Counters, Driver, DriverHost, ImageDetails } from "../../block/driver.ts";
+import {
+  type Counters,
+  type Driver,
+  type DriverHost,
+  Holding,
+  type ImageDetails,
+} from "../../block/driver.ts";
 import { ExtentKind, type ExtentSink, NO_HOST_OFFSET } from "../../block/extent.ts";
 import type { BlockNode } from "../../block/node.ts";
 import { readBitmaps } from "./bitmaps.ts";
@@ -153,6 +159,14 @@ export class Qcow2Driver implements Driver {
   async #extentsAfter(loading: Promise<void>, offset: number, bytes: number, out: ExtentSink): Promise<void> {
     await loading;
     await this.extents(offset, bytes, out);
+  }
+
+  holding(offset: number, bytes: number): Holding {
+    const kind = this.#mapping.lookup(offset, bytes);
+    if (kind === RunKind.NEED_SLICE) return Holding.UNKNOWN;
+    return kind === RunKind.UNALLOCATED && this.#mapping.bytes === bytes
+      ? Holding.NOTHING
+      : Holding.SOMETHING;
   }
 
   async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {

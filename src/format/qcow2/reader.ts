@@ -10,6 +10,7 @@
 import { buffers } from "../../base/buffer-pool.ts";
 import { type Completion, settleAll } from "../../base/completion.ts";
 import { BlockError } from "../../base/errors.ts";
+import { OwnerIndex } from "../../block/owner-index.ts";
 import { decompressCluster } from "./compressed.ts";
 import { DecodedClusters } from "./decoded-clusters.ts";
 import type { Image } from "./image.ts";
@@ -20,11 +21,13 @@ export class Reader {
   readonly #image: Image;
   readonly #mapping: Mapping;
   readonly #decoded: DecodedClusters;
+  readonly #owners: OwnerIndex;
 
   constructor(image: Image) {
     this.#image = image;
     this.#mapping = image.newMapping();
     this.#decoded = new DecodedClusters(image.clusterSize);
+    this.#owners = new OwnerIndex(image.clusterSize);
   }
 
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
@@ -42,7 +45,10 @@ export class Reader {
     const { backing } = this.#image.host;
     const inside = backing === undefined ? 0 : Math.max(0, Math.min(bytes, backing.size - offset));
     if (inside < bytes) buffer.fill(0, at + inside, at + bytes);
-    if (inside > 0) return backing!.read(offset, inside, buffer, at);
+    if (inside === 0) return;
+    // Of two images the lower one need not be looked for.
+    if (backing!.backing === undefined) return backing!.read(offset, inside, buffer, at);
+    return this.#owners.read(backing!, offset, inside, buffer, at);
   }
 
   async #counted(done: Promise<void>): Promise<void> {
