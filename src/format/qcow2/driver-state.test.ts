@@ -106,6 +106,24 @@ describe("opening for writing", () => {
     expect(marker?.data[0]).toBe(0);
   });
 
+  it("frees what was counted for clusters that a power cut left past the end of the file", async () => {
+    const host = await image();
+    const { node } = await openImage(host);
+    const before = host.size;
+    await writeAll(node, 0, Buffer.alloc(MiB, 1));
+    await node.flush();
+    // Of what that flush wrote only the refcounts arrived: no data, so no length, and no entries.
+    const cut = MemoryFile.of(host.content());
+    cut.truncate(before);
+    const { header } = (await openImage(host, { readOnly: true })).driver.image;
+    cut.write(header.l1TableOffset, 8, Buffer.alloc(8), 0);
+    expect((await verdict(cut)).corruptions).toBe(0);
+    const next = await openImage(cut);
+    await writeAll(next.node, 0, Buffer.alloc(MiB, 2));
+    await next.driver.close();
+    expect(await verdict(cut)).toEqual(CLEAN);
+  });
+
   it("marks bitmaps at the first write, not before", async () => {
     const host = await image({ clusterSize: 64 * KiB });
     const directory = Buffer.alloc(32);

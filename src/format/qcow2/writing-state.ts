@@ -9,6 +9,7 @@
 import { BlockError, errorMessage } from "../../base/errors.ts";
 import { MiB } from "../../base/units.ts";
 import { markBitmapsInUse, readBitmaps } from "./bitmaps.ts";
+import { freePastEnd } from "./free-past-end.ts";
 import { Incompatible, keptAutoclear, type Qcow2Header, refuseCorruptForWriting } from "./header.ts";
 import type { Image } from "./image.ts";
 import { collectInactiveTables } from "./inactive-tables.ts";
@@ -137,6 +138,7 @@ export class WritingState {
   async #repair(mode: RepairMode): Promise<void> {
     const image = this.#image;
     const result = await repairImage(image.file, mode);
+    if (result.checkErrors === 0) await freePastEnd(image.file);
     if (result.leaksFixed + result.corruptionsFixed > 0) {
       image.logger.info(
         `'${image.file.filename}' was not closed; repaired ${result.leaksFixed} leaked clusters` +
