@@ -3,13 +3,16 @@
 //   NEGOTIATING --GO--> SERVING --DISC, garbage, peer's end, shutdown--> ENDING --> CLOSED
 //        \-------------------ABORT, bad option, deadline------------------^
 //
+//   On a server that wants TLS: NEGOTIATING in the clear --STARTTLS--> TLS handshake --> NEGOTIATING
+//
 //   1. Input that may not be handled yet is kept where it lies (its receive block is held), and the socket is
 //      paused.
 //   2. ENDING begins when no request is under way; what is queued is still sent. Later input is read and
 //      dropped, so that closing does not reset the connection under the peer's last replies.
 //   3. Buffers go back when the socket has closed, never while the system may still touch them.
 //   4. Behind a read that brought very many requests the others come first.
-//   5. `left` is told once when the backend sees no more of this client, `gone` once when the socket is
+//   5. What a client sends behind STARTTLS before it has the answer is not obeyed: it may be somebody else's.
+//   6. `left` is told once when the backend sees no more of this client, `gone` once when the socket is
 //      closed too.
 
 import type net from "node:net";
@@ -22,10 +25,11 @@ import { Handshake } from "./handshake.ts";
 import type { HeldBuffer } from "./held-buffer.ts";
 import { Outgoing } from "./outgoing.ts";
 import type { RequestHeader } from "./protocol.ts";
-import { type ReceiveSink, receiveAccepted } from "./receive.ts";
+import { type ReceiveSink, receiveAccepted, receiveByEvents } from "./receive.ts";
 import { nameOf } from "./request-check.ts";
 import { sendNow } from "./send.ts";
 import { Session, type SessionHost, UNSENT_BYTES_MAX } from "./session.ts";
+import type { TlsAcceptor } from "./tls.ts";
 
 /** How long an ended connection may take to accept its last replies and to close its side. */
 const LINGER_MS = 5_000;
@@ -39,6 +43,8 @@ export interface ConnectionHost extends ExportDirectory {
   readonly failures: FailureLog;
   /** 0: no deadline. */
   readonly handshakeMs: number;
+  /** Where there is one, no client gets anything in the clear. */
+  readonly tls?: TlsAcceptor | undefined;
   entered(connection: Connection, offered: NbdExport): void;
   left(connection: Connection, offered: NbdExport): void;
   /** Closed, and nothing under way at a backend. */
@@ -49,7 +55,7 @@ export interface ConnectionHost extends ExportDirectory {
 export class Connection implements ReceiveSink, SessionHost, Flushable {
   flushPending = false;
   readonly #host: ConnectionHost;
-  readonly #socket: net.Socket;
+  #socket: net.Socket;
   readonly #out: Outgoing;
   #handshake: Handshake | undefined;
   #session: Session | undefined;
@@ -57,21 +63,26 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   #stalled: { block: HeldBuffer; at: number; end: number } | undefined;
   #cancelTimer: () => void = () => {};
   #inputEnded = false;
+  readonly #onEnd = () => this.#peerEnded();
+  readonly #onClose = () => this.#socketClosed();
+  /** Ends reading in the clear, on a server that wants TLS. */
+  #stopReading: () => void = () => {};
+  /** STARTTLS was accepted: the client gets the answer, then TLS begins. */
+  #securing: "answering" | "handshake" | undefined;
   #ending = false;
   #closed = false;
 
   constructor(accepted: net.Socket, host: ConnectionHost) {
     this.#host = host;
-    this.#handshake = new Handshake(host);
+    this.#handshake = new Handshake(host, host.tls !== undefined);
     this.#out = new Outgoing(
       (pieces, bytes, written) => this.#write(pieces, bytes, written),
       () => this.#written(),
     );
-    this.#socket = receiveAccepted(accepted, this);
+    this.#socket = host.tls === undefined ? receiveAccepted(accepted, this) : accepted;
     this.#socket.setNoDelay(true);
-    this.#socket.on("end", () => this.#peerEnded());
-    this.#socket.on("error", (error) => host.note(`a client's connection failed: ${error.message}`));
-    this.#socket.on("close", () => this.#socketClosed());
+    if (host.tls !== undefined) this.#stopReading = receiveByEvents(accepted, this);
+    this.#watch();
     if (host.handshakeMs > 0) this.#cancelTimer = host.clock.after(host.handshakeMs, () => this.destroy());
     this.#handshakeMoved();
     this.#out.flush();
@@ -139,6 +150,12 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     else this.#end();
   }
 
+  #watch(): void {
+    this.#socket.on("end", this.#onEnd);
+    this.#socket.on("error", (error) => this.#host.note(`a client's connection failed: ${error.message}`));
+    this.#socket.on("close", this.#onClose);
+  }
+
   #feed(block: HeldBuffer, at: number, end: number): void {
     let next = at;
     while (next < end && !this.#ending) {
@@ -154,6 +171,10 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
       } else {
         next = this.#handshake!.consume(block.buffer, next, end);
         this.#handshakeMoved();
+        if (this.#securing !== undefined) {
+          if (next < end) this.#refuse("bytes behind STARTTLS in the clear");
+          return;
+        }
       }
     }
   }
@@ -166,6 +187,9 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     if (outcome?.kind === "close") {
       this.#host.note(`a client's handshake ended: ${outcome.reason}`);
       this.#end();
+    } else if (outcome?.kind === "tls") {
+      this.#securing = "answering";
+      this.#stopReading();
     } else if (outcome?.kind === "enter") {
       this.#cancelTimer();
       this.#handshake = undefined;
@@ -173,6 +197,31 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
       this.#session = new Session(outcome.offered.backend, outcome.agreement, this.#out, this);
       this.#host.entered(this, outcome.offered);
     }
+  }
+
+  /** The client has the answer to STARTTLS. */
+  #secure(): void {
+    this.#securing = "handshake";
+    // Not while the plain socket is still busy with the read that brought STARTTLS.
+    setImmediate(() => {
+      if (this.#closed || this.#socket.destroyed) return;
+      const failed = (reason: string) => this.#refuse(reason);
+      this.#host.tls!.secure(this.#socket, { secured: (socket) => this.#secured(socket), failed });
+    });
+  }
+
+  #secured(socket: net.Socket): void {
+    this.#securing = undefined;
+    this.#socket.off("close", this.#onClose);
+    this.#socket = socket;
+    this.#handshake!.secured();
+    this.#watch();
+    receiveByEvents(socket, this);
+  }
+
+  #refuse(reason: string): void {
+    this.#host.note(`a client's handshake ended: ${reason}`);
+    this.destroy();
   }
 
   #stall(block: HeldBuffer, at: number, end: number): void {
@@ -221,7 +270,9 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   #written(): void {
     this.#resumeInput();
     this.#out.flush();
-    if (this.#ending && this.#out.idle) this.#socket.end();
+    if (!this.#out.idle) return;
+    if (this.#ending) this.#socket.end();
+    else if (this.#securing === "answering") this.#secure();
   }
 
   #peerEnded(): void {
@@ -236,6 +287,10 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   #end(): void {
     if (this.#ending) return;
     this.#ending = true;
+    if (this.#securing !== undefined) {
+      this.destroy();
+      return;
+    }
     this.#cancelTimer();
     this.#cancelTimer = this.#host.clock.after(LINGER_MS, () => this.destroy());
     this.#resumeInput();

@@ -64,7 +64,7 @@ function lastText(output: Buffer): string {
 
 /** What an outcome that entered an export agreed on. */
 function entry(outcome: Outcome | undefined) {
-  if (outcome?.kind !== "enter") throw new Error(`no export was entered: ${outcome?.reason}`);
+  if (outcome?.kind !== "enter") throw new Error(`no export was entered: ${JSON.stringify(outcome)}`);
   return { name: outcome.offered.name, ...outcome.agreement };
 }
 

@@ -3,7 +3,8 @@
 //
 //   FLAGS --> OPTION_HEADER --> OPTION_DATA --> (one option answered) --> OPTION_HEADER ...
 //                          \--> SKIP (data of no use) ---^
-//   and out of any of them: outcome "enter" (GO, EXPORT_NAME) or "close"
+//   and out of any of them: outcome "enter" (GO, EXPORT_NAME), "close", or "tls" (STARTTLS), behind which
+//   `secured` goes on with OPTION_HEADER
 //
 //   1. `consume` answers one option at most, so that the caller can stop at a client that does not read.
 //   2. Option data is kept up to OPTION_BYTES_MAX, in memory that grows with what really arrived; data beyond
@@ -11,7 +12,10 @@
 //   3. A failed SET_META_CONTEXT leaves nothing selected; a selection counts for the export that it named
 //      only.
 //   4. Nothing of the client's bytes is echoed in a message.
+//   5. A server that wants TLS answers nothing but STARTTLS and ABORT before it has it, and STARTTLS forgets
+//      what was agreed in the clear, where somebody between the two could have said it.
 
+import { assert } from "../src/base/assert.ts";
 import { writeU64 } from "../src/base/bytes.ts";
 import { MiB } from "../src/base/units.ts";
 import { contextsOf, type ExportDirectory, type NbdExport, transmissionFlags } from "./export.ts";
@@ -44,6 +48,8 @@ const EXPORT_NAME_ZEROES = 124;
 
 export type Outcome =
   | { readonly kind: "close"; readonly reason: string }
+  /** The ACK is among the replies; after it the connection is TLS or ends. */
+  | { readonly kind: "tls" }
   | { readonly kind: "enter"; readonly offered: NbdExport; readonly agreement: Agreement };
 
 const State = { FLAGS: 0, OPTION_HEADER: 1, OPTION_DATA: 2, SKIP: 3 } as const;
@@ -76,6 +82,8 @@ export class Handshake {
   replies: Buffer[] = [];
   outcome: Outcome | undefined;
   readonly #exports: ExportDirectory;
+  /** Undefined: this server has no TLS. */
+  #tls: "wanted" | "there" | undefined;
   #state: State = State.FLAGS;
   /** Bytes of the part under way: flags, option header or option data. */
   #part = Buffer.alloc(OPTION_HEADER_BYTES);
@@ -89,9 +97,20 @@ export class Handshake {
   #style: Style = Style.SIMPLE;
   #selection: { offered: NbdExport; contexts: readonly string[] } | undefined;
 
-  constructor(exports: ExportDirectory) {
+  /** With `wantsTls` a client gets nothing in the clear. */
+  constructor(exports: ExportDirectory, wantsTls = false) {
     this.#exports = exports;
+    this.#tls = wantsTls ? "wanted" : undefined;
     this.replies.push(encodeGreeting());
+  }
+
+  /** The outcome was "tls" and the connection is secure now: goes on as if nothing had been agreed. */
+  secured(): void {
+    assert(this.outcome?.kind === "tls", "TLS begins with STARTTLS");
+    this.outcome = undefined;
+    this.#tls = "there";
+    this.#style = Style.SIMPLE;
+    this.#selection = undefined;
   }
 
   /** Takes bytes [at, end) until one part is complete; returns where it stopped. */
@@ -182,9 +201,10 @@ export class Handshake {
 
   /** Answers the option; `data` is undefined when it was skipped. */
   #answer(data: Buffer | undefined): void {
-    if (READ_OPTIONS.has(this.#option)) this.#answerData(data);
-    else if (this.#option === Opt.ABORT) this.#abort();
-    else if (this.#option === Opt.STARTTLS) this.#error(Rep.ERR_UNSUP, "this server has no TLS");
+    if (this.#option === Opt.ABORT) this.#abort();
+    else if (this.#option === Opt.STARTTLS) this.#startTls();
+    else if (this.#tls === "wanted") this.#refuseInTheClear();
+    else if (READ_OPTIONS.has(this.#option)) this.#answerData(data);
     else if (!PLAIN_OPTIONS.has(this.#option)) this.#error(Rep.ERR_UNSUP, "this option is not known");
     else if (this.#optionBytes > 0) this.#error(Rep.ERR_INVALID, "this option has no data");
     else if (this.#option === Opt.LIST) this.#list();
@@ -204,6 +224,21 @@ export class Handshake {
   #abort(): void {
     this.#reply(Rep.ACK);
     this.#close("the client aborted");
+  }
+
+  #startTls(): void {
+    if (this.#tls === undefined) this.#error(Rep.ERR_UNSUP, "this server has no TLS");
+    else if (this.#tls === "there") this.#error(Rep.ERR_INVALID, "TLS has been started already");
+    else if (this.#optionBytes > 0) this.#error(Rep.ERR_INVALID, "this option has no data");
+    else {
+      this.#reply(Rep.ACK);
+      this.outcome = { kind: "tls" };
+    }
+  }
+
+  #refuseInTheClear(): void {
+    if (this.#option === Opt.EXPORT_NAME) this.#close("EXPORT_NAME without TLS");
+    else this.#error(Rep.ERR_TLS_REQD, "this server wants TLS: start it with STARTTLS");
   }
 
   // EXPORT_NAME has no error reply: the connection closes. Its reply: size u64 | flags u16 | 124 zeroes.

@@ -15,19 +15,23 @@ export interface Listener {
 }
 
 /**
- * Listens and hands over sockets that have not begun to read.
+ * Listens and hands over sockets that have not begun to read. `bindSocket` runs what binds a unix socket.
  * @throws BlockError EADDRINUSE and what else the host says.
  */
 export async function listen(
   address: ListenAddress,
   accept: (socket: net.Socket) => void,
   failed: (error: Error) => void,
+  bindSocket: (bind: () => void) => void = (bind) => bind(),
 ): Promise<Listener> {
   const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, accept);
   const where = "path" in address ? { path: address.path } : { host: address.host, port: address.port };
   await new Promise<void>((resolve, reject) => {
     server.once("error", (error) => reject(listenError(address, error)));
-    server.listen({ ...where, backlog: BACKLOG }, resolve);
+    const bind = () => void server.listen({ ...where, backlog: BACKLOG }, resolve);
+    // Node binds a unix socket before `listen` returns; a TCP address it may have to look up first.
+    if ("path" in address) bindSocket(bind);
+    else bind();
   });
   server.removeAllListeners("error");
   server.on("error", failed);

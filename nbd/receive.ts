@@ -90,7 +90,6 @@ export function receivesDirectly(socket: net.Socket): boolean {
 export function receiveAccepted(accepted: net.Socket, sink: ReceiveSink): net.Socket {
   if (!receivesDirectly(accepted)) {
     receiveByEvents(accepted, sink);
-    accepted.resume();
     return accepted;
   }
   const { _handle: handle } = accepted as unknown as WithHandle;
@@ -111,7 +110,16 @@ export function receiveConnected(target: net.NetConnectOpts, sink: ReceiveSink):
   return socket;
 }
 
-/** The fallback. */
-export function receiveByEvents(socket: net.Socket, sink: ReceiveSink): void {
-  socket.on("data", (chunk: Buffer) => sink.received(HeldBuffer.around(chunk), chunk.length));
+/**
+ * The fallback, and the way for sockets that TLS takes over. Starts reading; what it returns stops it, and
+ * leaves what has come and was not told for whoever reads next.
+ */
+export function receiveByEvents(socket: net.Socket, sink: ReceiveSink): () => void {
+  const told = (chunk: Buffer) => sink.received(HeldBuffer.around(chunk), chunk.length);
+  socket.on("data", told);
+  socket.resume();
+  return () => {
+    socket.off("data", told);
+    socket.pause();
+  };
 }

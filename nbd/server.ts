@@ -7,6 +7,7 @@ import { Connection, type ConnectionHost } from "./connection.ts";
 import { checkExport, type NbdExport } from "./export.ts";
 import { FailureLog } from "./failure-log.ts";
 import { type ListenAddress, type Listener, listen } from "./listen.ts";
+import { TlsAcceptor, type TlsPolicy } from "./tls.ts";
 
 export const MAX_CONNECTIONS_DEFAULT = 100;
 export const HANDSHAKE_MS_DEFAULT = 10_000;
@@ -27,6 +28,13 @@ export interface NbdServerOptions {
    * Without it such a name is in the way. This folder does not touch files itself.
    */
   readonly clearStaleSocket?: (path: string) => Promise<void>;
+  /**
+   * Runs what binds a unix socket, so that its name has the right rights from the first moment. Without it
+   * they are what the process gives to new files.
+   */
+  readonly bindSocket?: (bind: () => void) => void;
+  /** Lets clients in over TLS only. Without it there is no TLS. */
+  readonly tls?: TlsPolicy;
   readonly clock?: Clock;
   readonly logger?: Logger;
 }
@@ -56,6 +64,7 @@ export class NbdServer {
   readonly #clock: Clock;
   readonly #defaultExport: string;
   readonly #clearStaleSocket: (path: string) => Promise<void>;
+  readonly #bindSocket: (bind: () => void) => void;
   #maxConnections: number;
   #closing = false;
   /** Clients that wait until they are admitted; undefined: they come in at once. */
@@ -68,13 +77,15 @@ export class NbdServer {
     this.#clock = options.clock ?? systemClock;
     this.#clearStaleSocket = options.clearStaleSocket ?? (async () => {});
     this.#defaultExport = options.defaultExport ?? "";
-    this.#host = this.#connectionHost(options.handshakeMs ?? HANDSHAKE_MS_DEFAULT);
+    this.#bindSocket = options.bindSocket ?? ((bind) => bind());
+    const tls = options.tls === undefined ? undefined : new TlsAcceptor(options.tls);
+    this.#host = this.#connectionHost(options.handshakeMs ?? HANDSHAKE_MS_DEFAULT, tls);
   }
 
   /**
    * Listens on one more address.
    * @returns the address, with the port that was taken.
-   * @throws BlockError EADDRINUSE and what else the host says.
+   * @throws BlockError EADDRINUSE and what else the host says
    */
   async listen(address: ListenAddress): Promise<ListenAddress> {
     if (this.#closing) throw new BlockError("ESHUTDOWN", "the NBD server is shutting down");
@@ -83,6 +94,7 @@ export class NbdServer {
       address,
       (socket) => this.#accept(socket),
       (error) => this.#logger.warn(`NBD server: ${error.message}`),
+      this.#bindSocket,
     );
     this.#listeners.push(listener);
     return listener.address;
@@ -211,13 +223,14 @@ export class NbdServer {
     offer.events.onLastClientLeft?.();
   }
 
-  #connectionHost(handshakeMs: number): ConnectionHost {
+  #connectionHost(handshakeMs: number, tls: TlsAcceptor | undefined): ConnectionHost {
     const server = this;
     return {
       clock: this.#clock,
       busyPoll: new BusyPoll(this.#clock),
       failures: new FailureLog(this.#logger, this.#clock),
       handshakeMs,
+      tls,
       get closing() {
         return server.#closing;
       },
