@@ -13,6 +13,7 @@
 //      each await: an await voids what was looked up before.
 
 import type { Completion } from "../base/completion.ts";
+import type { DebugEvent } from "./debug-event.ts";
 import type { ExtentSink } from "./extent.ts";
 import type { BlockNode } from "./node.ts";
 
@@ -134,6 +135,8 @@ export interface Driver {
   /** Bytes that this layer takes on the host, or -1. */
   allocatedBytes(): number;
   counters?(): Counters;
+  /** For a fault filter: the node above passes this place. See debug-event.ts. */
+  debugEvent?(event: DebugEvent): void;
   /**
    * Writes out everything and lets go. The node is drained. An error here is told, the resources are gone
    * anyway.

@@ -45,6 +45,13 @@ export interface UseRequest extends Claim {
   readonly staysAtNode?: boolean;
 }
 
+/** `role`: the name of the option; permissions beyond what every such link has. */
+export interface FileLinkOptions {
+  readonly role?: "file" | "image";
+  readonly takes?: number;
+  readonly denies?: number;
+}
+
 const NODE_NAME = /^[A-Za-z][A-Za-z0-9._-]*$/;
 const NODE_NAME_BYTES_MAX = 31;
 
@@ -173,14 +180,18 @@ export class Graph {
   }
 
   /** Lets `child` be what `parent` holds its bytes in. */
-  linkFile(parent: BlockNode, child: BlockNode): NodeUse {
+  linkFile(
+    parent: BlockNode,
+    child: BlockNode,
+    { role = "file", takes = 0, denies = 0 }: FileLinkOptions = {},
+  ): NodeUse {
     const writes = parent.readOnly ? 0 : Permission.WRITE | Permission.RESIZE;
     return this.use(child, {
       user: `node '${parent.name}'`,
-      role: "file",
+      role,
       parent,
-      needs: Permission.CONSISTENT_READ | writes,
-      shares: Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED,
+      needs: Permission.CONSISTENT_READ | writes | takes,
+      shares: (Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED) & ~denies,
     });
   }
 
@@ -297,24 +308,36 @@ export class Graph {
    */
   async setWritable(node: BlockNode, writable: boolean): Promise<void> {
     if (node.readOnly !== writable) return;
-    const file = node.file;
-    const link = file && this.usesOf(file).find((use) => use.parent === node && use.role === "file");
-    if (file === undefined || link === undefined) return node.setWritable(writable);
-    const before = link.needs;
-    if (writable) {
-      // Claimed before the first await, so that nobody else becomes its writer meanwhile.
-      const needs = before | Permission.WRITE | Permission.RESIZE;
-      const others = this.usesOf(file).filter((use) => use !== link);
-      checkClaim(file.name, { user: link.user, role: link.role, shares: link.shares, needs }, others);
-      link.needs = needs;
-    }
+    const links = this.#linksReopenedWith(node);
+    const before = links.map(({ needs }) => needs);
     try {
+      // Claimed before the first await, so that nobody else becomes its writer meanwhile.
+      if (writable) for (const link of links) this.#claimForWriting(link);
       await node.setWritable(writable);
     } catch (error) {
-      link.needs = before;
+      for (const [index, link] of links.entries()) link.needs = before[index]!;
       throw error;
     }
-    if (!writable) link.needs = Permission.CONSISTENT_READ;
+    if (!writable) for (const link of links) link.needs = Permission.CONSISTENT_READ;
+  }
+
+  /** From `node` down to the file of the host, through filters that are reopened along. */
+  #linksReopenedWith(node: BlockNode): NodeUse[] {
+    const links: NodeUse[] = [];
+    for (let at = node; at.file !== undefined; at = at.file) {
+      const link = this.usesOf(at.file).find((use) => use.parent === at && holdsBytes(use));
+      if (link !== undefined) links.push(link);
+      if (at.file.readOnly !== node.readOnly) break;
+    }
+    return links;
+  }
+
+  #claimForWriting(link: NodeUse): void {
+    const { node, user, role, shares } = link;
+    const needs = link.needs | Permission.WRITE | Permission.RESIZE;
+    const others = this.usesOf(node).filter((use) => use !== link);
+    checkClaim(node.name, { user, role, shares, needs }, others);
+    link.needs = needs;
   }
 
   /**
@@ -328,7 +351,7 @@ export class Graph {
         throw new BlockError("EBUSY", `Node '${each.name}' was closed meanwhile`);
     }
     const uses = this.usesOf(node);
-    const holder = uses.find((use) => use.role === "file");
+    const holder = uses.find(holdsBytes);
     if (holder !== undefined) {
       throw new BlockError(
         "EINVAL",
@@ -355,6 +378,11 @@ export class Graph {
 /** Those that a new overlay takes over. */
 function movingUses(uses: readonly NodeUse[]): NodeUse[] {
   return uses.filter((use) => !use.staysAtNode);
+}
+
+/** The link of a node to the one that holds its bytes. */
+function holdsBytes({ role }: NodeUse): boolean {
+  return role === "file" || role === "image";
 }
 
 function refuseCycle(overlay: BlockNode, backing: BlockNode): void {

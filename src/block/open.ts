@@ -26,6 +26,8 @@ export interface NodeOptions {
   readonly "read-only"?: boolean;
   readonly "auto-read-only"?: boolean;
   readonly file?: string | NodeOptions;
+  /** In place of `file`, for filters. */
+  readonly image?: string | NodeOptions;
   readonly backing?: string | null | NodeOptions;
   readonly [option: string]: unknown;
 }
@@ -43,6 +45,10 @@ export interface DriverFactory {
   readonly driverName: string;
   /** A protocol: it has no file below it. */
   readonly leaf: boolean;
+  /** The option that names the node below. Default "file". */
+  readonly fileOption?: "file" | "image";
+  /** What the node needs of the one below, and denies to others, beyond what its driver must. */
+  filePermissions?(options: NodeOptions): { readonly takes: number; readonly denies: number };
   /** Path of a leaf's file as it was named, for displays and look-ups. */
   filename?(options: NodeOptions): string;
   open(host: DriverHost, options: NodeOptions, context: OpenContext): Promise<Driver>;
@@ -111,7 +117,8 @@ export class NodeOpener {
       refuseCycle(filename, inherited.overlays);
       const node = new BlockNode({ name, filename }, file, readOnly);
       if (file !== undefined) {
-        const link = this.graph.linkFile(node, file);
+        const { fileOption: role = "file" } = factory;
+        const link = this.graph.linkFile(node, file, { role, ...factory.filePermissions?.(options) });
         undo.push(() => this.graph.release(link));
       }
       const driver = await factory.open(node, options, {
@@ -139,14 +146,16 @@ export class NodeOpener {
     undo: (() => Promise<void>)[],
   ): Promise<BlockNode | undefined> {
     if (factory.leaf) return undefined;
-    if (options.file === undefined) {
-      throw new BlockError("EINVAL", `A block device must be specified for "file"`);
+    const { fileOption = "file" } = factory;
+    const file = options[fileOption];
+    if (file === undefined) {
+      throw new BlockError("EINVAL", `A block device must be specified for "${fileOption}"`);
     }
-    if (typeof options.file === "string") return this.graph.get(options.file);
+    if (typeof file === "string") return this.graph.get(file);
     // Told before the file is opened: its lock would refuse it with words that do not say why.
-    const { filename } = options.file;
+    const { filename } = file;
     if (typeof filename === "string") refuseCycle(filename, inherited.overlays);
-    const node = await this.#open(options.file, { ...inherited, overlays: [] });
+    const node = await this.#open(file, { ...inherited, overlays: [] });
     undo.push(() => this.closeUnused(node));
     return node;
   }

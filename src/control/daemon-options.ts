@@ -145,7 +145,7 @@ Strata storage daemon: takes the command line and the QMP of qemu-storage-daemon
              [,read-only=on|off][,auto-read-only=on|off]
              [,force-share=on|off][,detect-zeroes=on|off|unmap]
              [,driver specific parameters...]
-                         configure a block node; drivers: file, raw, qcow2
+                         configure a block node; drivers: file, raw, qcow2, blkdebug
 
   --backing-root <directory>
                          images may name files below this directory only, and

@@ -1,6 +1,7 @@
 // The drivers that the daemon opens nodes with.
 
 import type { DriverFactory } from "../block/open.ts";
+import { blkdebugFactory } from "../filter/blkdebug.ts";
 import { qcow2Factory } from "../format/qcow2/factory.ts";
 import { RawDriver } from "../format/raw/raw-driver.ts";
 import { openFileDriver } from "../protocol/file/file-driver.ts";
@@ -25,4 +26,4 @@ const rawFactory: DriverFactory = {
     new RawDriver(host, options as { readonly offset?: number; readonly size?: number }),
 };
 
-export const DRIVERS: readonly DriverFactory[] = [fileFactory, rawFactory, qcow2Factory];
+export const DRIVERS: readonly DriverFactory[] = [fileFactory, rawFactory, qcow2Factory, blkdebugFactory];

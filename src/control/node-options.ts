@@ -10,11 +10,12 @@ import type { NodeOptions } from "../block/open.ts";
  */
 export function adaptNodeOptions(options: NodeOptions, logger: Logger): NodeOptions {
   checkNodeOptions(options, logger);
-  const { file, backing } = options;
+  const { file, image, backing } = options;
   const shares = options["force-share"] === true ? { "force-share": true } : {};
   return {
     ...options,
     ...(typeof file === "object" ? { file: { ...shares, ...adaptNodeOptions(file, logger) } } : {}),
+    ...(typeof image === "object" ? { image: { ...shares, ...adaptNodeOptions(image, logger) } } : {}),
     ...(typeof backing === "object" && backing !== null
       ? { backing: adaptNodeOptions(backing, logger) }
       : {}),

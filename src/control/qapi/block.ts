@@ -1,12 +1,16 @@
 // Options of block nodes, in QAPI's names. Members stand in QAPI's order: errors come in it.
 
+import { DEBUG_EVENTS } from "../../block/debug-event.ts";
 import type { NodeOptions } from "../../block/open.ts";
+import { IO_TYPES } from "../../filter/blkdebug-rules.ts";
 import {
   type AlternateType,
   alternate,
+  array,
   bool,
   enumeration,
   int,
+  int32,
   nil,
   str,
   struct,
@@ -14,7 +18,7 @@ import {
   union,
 } from "./types.ts";
 
-export const blockdevDriver = enumeration("BlockdevDriver", ["file", "raw", "qcow2"]);
+export const blockdevDriver = enumeration("BlockdevDriver", ["blkdebug", "file", "raw", "qcow2"]);
 
 export const onOffAuto = enumeration("OnOffAuto", ["auto", "on", "off"]);
 
@@ -103,13 +107,53 @@ const qcow2Options = struct("BlockdevOptionsQcow2", "A qcow2 image.", {
   "?data-file": () => blockdevRef,
 });
 
+const blkdebugEvent = enumeration("BlkdebugEvent", DEBUG_EVENTS);
+
+const injectError = struct("BlkdebugInjectErrorOptions", "Requests that fail once an event was seen.", {
+  event: blkdebugEvent,
+  "?state": int,
+  "?iotype": enumeration("BlkdebugIOType", IO_TYPES),
+  "?errno": int,
+  "?sector": int,
+  "?once": bool,
+  "?immediately": bool,
+});
+
+const setState = struct("BlkdebugSetStateOptions", "An event that changes the state of the rules.", {
+  event: blkdebugEvent,
+  "?state": int,
+  new_state: int,
+});
+
+const blockPermission = enumeration("BlockPermission", [
+  "consistent-read",
+  "write",
+  "write-unchanged",
+  "resize",
+]);
+
+const blkdebugOptions = struct("BlockdevOptionsBlkdebug", "A filter that lets requests fail, for tests.", {
+  image: () => blockdevRef,
+  "?config": str,
+  "?align": int,
+  "?max-transfer": int32,
+  "?opt-write-zero": int32,
+  "?max-write-zero": int32,
+  "?opt-discard": int32,
+  "?max-discard": int32,
+  "?inject-error": array(injectError),
+  "?set-state": array(setState),
+  "?take-child-perms": array(blockPermission),
+  "?unshare-child-perms": array(blockPermission),
+});
+
 /** What `blockdev-add` takes. */
 export const blockdevOptions: UnionType<NodeOptions> = union(
   "BlockdevOptions",
   "Options of a block node; those of its driver beside those of all.",
   base,
   "driver",
-  { file: fileOptions, qcow2: qcow2Options, raw: rawOptions },
+  { blkdebug: blkdebugOptions, file: fileOptions, qcow2: qcow2Options, raw: rawOptions },
 ) as UnionType<NodeOptions>;
 
 // --- creation ----------------------------------------------------------------------------------------------

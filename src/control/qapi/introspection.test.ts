@@ -37,7 +37,7 @@ describe("query-qmp-schema", () => {
     const add = byName.get(byName.get("blockdev-add")!["arg-type"] as string)!;
     expect(add).toMatchObject({ "meta-type": "object", tag: "driver" });
     const variants = add["variants"] as { case: string; type: string }[];
-    expect(variants.map((variant) => variant.case)).toEqual(["file", "raw", "qcow2"]);
+    expect(variants.map((variant) => variant.case)).toEqual(["blkdebug", "file", "raw", "qcow2"]);
     const qcow2 = variants.find((variant) => variant.case === "qcow2")!.type;
     const backing = byName.get(member(qcow2, "backing").type)!;
     expect(backing["meta-type"]).toBe("alternate");

@@ -118,5 +118,6 @@ class TypeNames {
 }
 
 function builtinName(name: string): string {
-  return name === "uint64" || name === "uint32" || name === "size" ? "int" : name;
+  const isInteger = ["uint64", "int32", "uint32", "size"].includes(name);
+  return isInteger ? "int" : name;
 }

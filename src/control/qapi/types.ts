@@ -17,7 +17,7 @@ export type Kind = "builtin" | "enum" | "array" | "struct" | "union" | "alternat
 
 export type Infer<T> = T extends QapiType<infer V> ? V : never;
 
-export type BuiltinName = "str" | "int" | "uint64" | "uint32" | "size" | "bool" | "null" | "any";
+export type BuiltinName = "str" | "int" | "uint64" | "int32" | "uint32" | "size" | "bool" | "null" | "any";
 
 export interface BuiltinType<V> extends QapiType<V> {
   readonly kind: "builtin";
@@ -32,6 +32,7 @@ export const str = builtin<string>("str");
 /** 64-bit signed; as a number where that is exact. Others are refused where they mean bytes. */
 export const int = builtin<number>("int");
 export const uint64 = builtin<number>("uint64");
+export const int32 = builtin<number>("int32");
 export const uint32 = builtin<number>("uint32");
 /** Bytes; in key=value also with a suffix: 1M. */
 export const size = builtin<number>("size");

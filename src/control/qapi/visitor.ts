@@ -181,6 +181,7 @@ function expects(place: Place, what: string): BlockError {
 
 const RANGES: Readonly<Record<string, readonly [bigint, bigint]>> = {
   int: [-(2n ** 63n), 2n ** 63n - 1n],
+  int32: [-(2n ** 31n), 2n ** 31n - 1n],
   uint32: [0n, 2n ** 32n - 1n],
   uint64: [-(2n ** 63n), 2n ** 64n - 1n],
   size: [-(2n ** 63n), 2n ** 64n - 1n],

@@ -12,6 +12,7 @@
 
 import { errorMessage } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
+import { type DebugHook, debugHookOf } from "../../block/debug-event.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { ReadEpochs } from "./read-epochs.ts";
 import type { Refcounts } from "./refcounts.ts";
@@ -46,6 +47,7 @@ export interface DeferredFreesOptions {
 export class DeferredFrees {
   readonly counters = { freedClusters: 0, punchedClusters: 0, leakedClusters: 0 };
   readonly #options: DeferredFreesOptions;
+  readonly #debug: DebugHook | undefined;
   #deferred: FreedRun[] = [];
   #deferredClusters = 0;
   #released: FreedRun[] = [];
@@ -53,6 +55,7 @@ export class DeferredFrees {
 
   constructor(options: DeferredFreesOptions) {
     this.#options = options;
+    this.#debug = debugHookOf(options.file);
   }
 
   get isEmpty(): boolean {
@@ -116,6 +119,7 @@ export class DeferredFrees {
   async #free({ first, count, punch }: FreedRun): Promise<void> {
     const { refcounts, logger } = this.#options;
     const end = first + count;
+    this.#debug?.("cluster_free");
     for (let cluster = first; cluster < end; ) {
       const sliceEnd = (refcounts.sliceIndex(cluster) + 1) * refcounts.sliceEntries;
       const to = Math.min(end, sliceEnd);

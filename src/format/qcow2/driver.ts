@@ -11,6 +11,7 @@ import type { Completion } from "../../base/completion.ts";
 import { BlockError } from "../../base/errors.ts";
 import { silentLogger } from "../../base/logger.ts";
 import { MiB } from "../../base/units.ts";
+import { debugHookOf } from "../../block/debug-event.ts";
 import {
   type Counters,
   type Driver,
@@ -49,11 +50,13 @@ export async function openQcow2(host: DriverHost, options: Qcow2Options): Promis
   const header = await readHeader(file);
   const clusterSize = 2 ** header.clusterBits;
   const reftableEntries = (header.refcountTableClusters * clusterSize) / 8;
+  const l1 = await readTable(file, header.l1TableOffset, header.l1Size);
+  debugHookOf(file)?.("reftable_load");
   const image = new Image({
     host,
     file,
     header,
-    l1: await readTable(file, header.l1TableOffset, header.l1Size),
+    l1,
     reftable: await readTable(file, header.refcountTableOffset, reftableEntries),
     l2CacheBytes: options.l2CacheBytes ?? L2_CACHE_BYTES,
     refcountCacheBytes: options.refcountCacheBytes ?? REFCOUNT_CACHE_BYTES,
@@ -136,6 +139,7 @@ export class Qcow2Driver implements Driver {
   flush(): Completion {
     if (!this.image.writable) return;
     this.image.refuseIfUnsure();
+    this.image.debug?.("flush_to_os");
     return this.image.flusher.flush();
   }
 

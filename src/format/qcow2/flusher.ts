@@ -25,6 +25,7 @@
 
 import { buffers } from "../../base/buffer-pool.ts";
 import type { Completion } from "../../base/completion.ts";
+import { type DebugHook, debugHookOf } from "../../block/debug-event.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { DeferredFrees, FreedRun } from "./deferred-frees.ts";
 import { MetadataKind } from "./metadata-places.ts";
@@ -64,11 +65,13 @@ interface WriteBack {
 export class Flusher {
   readonly counters = { flushes: 0, writeBacks: 0, slicesWritten: 0 };
   readonly #parts: FlushedParts;
+  readonly #debug: DebugHook | undefined;
   #running: Promise<void> | undefined;
   #next: Promise<void> | undefined;
 
   constructor(parts: FlushedParts) {
     this.#parts = parts;
+    this.#debug = debugHookOf(parts.file);
   }
 
   get isDirty(): boolean {
@@ -112,6 +115,7 @@ export class Flusher {
   /** Inside `exclusive`: writes the refcount slices that are dirty, without a flush of the file. */
   async writeRefcounts(): Promise<void> {
     await this.#parts.beforeRefcounts();
+    this.#debug?.("refblock_update_part");
     await this.#writeSlices(this.#takeRefcounts());
   }
 
@@ -124,6 +128,7 @@ export class Flusher {
     let done = false;
     try {
       await file.flush();
+      this.#tellReftable();
       await writeTables(file, reftable);
       done = true;
     } finally {
@@ -139,6 +144,7 @@ export class Flusher {
 
   #start(): Completion {
     if (this.isDirty) return this.#run(() => this.#writeBackAll());
+    this.#debug?.("flush_to_disk");
     const flushed = this.#parts.file.flush();
     return flushed === undefined ? undefined : this.#run(() => flushed);
   }
@@ -159,18 +165,27 @@ export class Flusher {
     let reftableDone = false;
     let l2Done = false;
     try {
-      if (taken.refcounts.length > 0) await this.#parts.beforeRefcounts();
+      if (taken.refcounts.length > 0) {
+        await this.#parts.beforeRefcounts();
+        this.#debug?.("refblock_update_part");
+      }
       await writeTables(file, taken.refcounts);
       if (taken.reftable.length > 0) {
         await file.flush();
+        this.#tellReftable();
         await writeTables(file, taken.reftable);
       }
+      const hasEntries = taken.l2.length + taken.l1.length > 0;
+      if (!hasEntries) this.#debug?.("flush_to_disk");
       await file.flush();
       refcountsDone = true;
       reftableDone = true;
-      if (taken.l2.length + taken.l1.length > 0) {
+      if (hasEntries) {
+        if (taken.l2.length > 0) this.#debug?.("l2_update");
         await writeTables(file, taken.l2);
+        if (taken.l1.length > 0) this.#debug?.("l1_update");
         await writeTables(file, taken.l1);
+        this.#debug?.("flush_to_disk");
         await file.flush();
       }
       l2Done = true;
@@ -184,6 +199,11 @@ export class Flusher {
       }
     }
     frees.release(taken.frees);
+  }
+
+  #tellReftable(): void {
+    this.#debug?.("refblock_alloc_hookup");
+    this.#debug?.("reftable_update");
   }
 
   #take(): WriteBack {

@@ -92,6 +92,7 @@ export class Grower {
     const clusters = divideUp(entries * 8, clusterSize);
     const oldClusters = divideUp(l1.entries * 8, clusterSize);
     const oldOffset = l1.offset;
+    image.debug?.("l1_grow_alloc_table");
     const first = await image.growth.takeArea(clusters);
     try {
       await image.flusher.flush();
@@ -112,10 +113,12 @@ export class Grower {
     // counts.
     await flusher.writeRefcountsDurably();
     const image = l1.image(alignUp(entries * 8, clusterSize));
+    this.#image.debug?.("l1_grow_write_table");
     await file.write(offset, image.length, image, 0);
     await file.flush();
     const before = { size: header.size, entries: l1.entries, offset: l1.offset };
     try {
+      this.#image.debug?.("l1_grow_activate_table");
       await this.#writeSizeAndL1(header.size, entries, offset);
       await file.flush();
     } catch (error) {

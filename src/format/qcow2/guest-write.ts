@@ -192,6 +192,7 @@ export class GuestWrite implements Steps {
     image.refuseOverlap(hostOffset, bytes);
     if (image.isPastEnd(hostOffset, bytes)) throw outside(image, hostOffset);
     this.#inPlace = bytes;
+    image.debug?.("write_aio");
     return image.file.write(hostOffset, bytes, this.#buffer, this.#at);
   }
 
@@ -238,6 +239,7 @@ export class GuestWrite implements Steps {
       if (isSuspect(words, at, mapping.extended, clusterSize)) break;
       wanted++;
     }
+    image.debug?.("cluster_alloc");
     const first = image.allocator.take(wanted);
     if (first < 0) return image.allocator.prepare();
     this.#claimed = first;
@@ -280,7 +282,8 @@ export class GuestWrite implements Steps {
   }
 
   #readAround(area: Buffer, head: number, tailAt: number, readable: number): Completion {
-    const { reader } = this.#parts;
+    const { reader, image } = this.#parts;
+    image.debug?.("cow_read");
     const before = head === 0 ? undefined : reader.read(this.#fillStart, head, area, 0);
     if (readable === 0) return before;
     let behind: Completion;
@@ -311,8 +314,9 @@ export class GuestWrite implements Steps {
   // --- WRITE -----------------------------------------------------------------------------------------------
 
   #write(): Completion {
-    const { file } = this.#parts.image;
+    const { file, debug } = this.#parts.image;
     this.#phase = Phase.LINK;
+    debug?.("write_aio");
     const area = this.#area;
     const payload = this.#runEnd - this.#pos;
     const payloadHost = this.#hostStart + (this.#pos - this.#fillStart);
@@ -325,6 +329,7 @@ export class GuestWrite implements Steps {
     const head = skipHead ? 0 : this.#head;
     const tail = skipTail ? 0 : this.#tail;
     if (head + tail === 0) return file.write(payloadHost, payload, this.#buffer, this.#at);
+    debug?.("cow_write");
     if (joined) {
       this.#buffer.copy(area, this.#head, this.#at, this.#at + payload);
       return file.write(payloadHost - head, head + payload + tail, area, this.#head - head);

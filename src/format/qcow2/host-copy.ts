@@ -65,7 +65,7 @@ export class HostCopy {
     const within = Math.min(end, extent.offset + extent.bytes) - from;
     const bytes = within - (within % this.#unit);
     const file = fileOf(backing, extent.depth);
-    if (bytes < COPY_BYTES_MIN || file === undefined) return undefined;
+    if (bytes < COPY_BYTES_MIN || file?.driver.copyFrom === undefined) return undefined;
     const offset = hostOffset + (from - extent.offset);
     if (offset + bytes > file.size) return undefined;
     const shared = target.driver.sharesSpaceWith?.(file.driver) === true;

@@ -16,6 +16,7 @@ import { BlockError } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
 import { alignDown, divideUp } from "../../base/units.ts";
 import { ClusterLocks } from "../../block/cluster-locks.ts";
+import { type DebugHook, debugHookOf } from "../../block/debug-event.ts";
 import type { CorruptionReport, DriverHost } from "../../block/driver.ts";
 import type { BlockNode } from "../../block/node.ts";
 import { Allocator } from "./allocator.ts";
@@ -65,6 +66,8 @@ export interface ImageParts {
 export class Image {
   readonly host: DriverHost;
   readonly file: BlockNode;
+  /** A fault filter below; undefined everywhere but in tests. */
+  readonly debug: DebugHook | undefined;
   readonly header: Qcow2Header;
   readonly geometry: Geometry;
   readonly clusterSize: number;
@@ -104,6 +107,7 @@ export class Image {
     const { host, file, header, l1, reftable, logger } = parts;
     this.host = host;
     this.file = file;
+    this.debug = debugHookOf(file);
     this.header = header;
     this.size = header.size;
     this.logger = logger;
@@ -197,6 +201,7 @@ export class Image {
   /** Claims one host cluster, for metadata. */
   async takeCluster(): Promise<number> {
     for (;;) {
+      this.debug?.("cluster_alloc");
       const first = this.allocator.take(1);
       if (first >= 0) return first;
       await this.allocator.prepare();
@@ -439,6 +444,7 @@ export class Image {
         `L2 table at 0x${table.toString(16)} stands past the end of the file: it was truncated`,
       );
     }
+    this.debug?.("l2_load");
     return this.file.read(offset, bytes.length, bytes, 0);
   }
 }

@@ -46,8 +46,10 @@ export class L2Tables {
     const offset = cluster * clusterSize;
     const old = entryOffset(l1.words[l1Index * 2]!, l1.words[l1Index * 2 + 1]!);
     try {
-      if (old === 0) await file.writeZeroes(offset, clusterSize);
-      else await this.#copy(old, offset, l1Index);
+      if (old === 0) {
+        image.debug?.("l2_alloc_write");
+        await file.writeZeroes(offset, clusterSize);
+      } else await this.#copy(old, offset, l1Index);
     } catch (error) {
       image.frees.release([{ first: cluster, count: 1, punch: false }]);
       throw error;
@@ -60,13 +62,15 @@ export class L2Tables {
   }
 
   async #copy(from: number, to: number, l1Index: number): Promise<void> {
-    const { clusterSize, file } = this.#image;
+    const { clusterSize, file, debug } = this.#image;
     if (from % clusterSize !== 0 || !Number.isSafeInteger(from + clusterSize)) {
       throw this.#image.damaged(`L2 table offset 0x${from.toString(16)} unaligned (L1 index: ${l1Index})`);
     }
     const table = buffers.take(clusterSize);
     try {
+      debug?.("l2_alloc_cow_read");
       await file.read(from, clusterSize, table, 0);
+      debug?.("l2_alloc_write");
       await file.write(to, clusterSize, table, 0);
     } finally {
       buffers.give(table);

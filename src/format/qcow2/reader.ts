@@ -46,6 +46,7 @@ export class Reader {
     const inside = backing === undefined ? 0 : Math.max(0, Math.min(bytes, backing.size - offset));
     if (inside < bytes) buffer.fill(0, at + inside, at + bytes);
     if (inside === 0) return;
+    this.#image.debug?.("read_backing_aio");
     // Of two images the lower one need not be looked for.
     if (backing!.backing === undefined) return backing!.read(offset, inside, buffer, at);
     return this.#owners.read(backing!, offset, inside, buffer, at);
@@ -111,13 +112,14 @@ export class Reader {
 
   /** A cluster may end past the end of the file, but not begin there: then the file was truncated. */
   #readData(hostOffset: number, bytes: number, buffer: Buffer, at: number): Completion {
-    const { file } = this.#image;
+    const { file, debug } = this.#image;
     if (hostOffset + bytes > file.size && this.#image.isPastEnd(hostOffset, bytes)) {
       throw new BlockError(
         "EIO",
         `qcow2: data at host offset 0x${hostOffset.toString(16)} lies past the end of the file: it was truncated`,
       );
     }
+    if (debug !== undefined) debug("read_aio");
     return file.read(hostOffset, bytes, buffer, at);
   }
 
@@ -165,6 +167,7 @@ export class Reader {
   async #decode(from: number, inputBytes: number, output: Buffer): Promise<void> {
     const input = buffers.take(inputBytes);
     try {
+      this.#image.debug?.("read_compressed");
       await this.#image.file.read(from, inputBytes, input, 0);
       await decompressCluster(this.#image.header.compressionType, input.subarray(0, inputBytes), output);
     } finally {

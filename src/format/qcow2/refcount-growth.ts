@@ -44,6 +44,7 @@ export class RefcountGrowth {
   makeBlock(block: number, tail: number): Completion {
     if (this.#busy !== undefined) return this.#busy;
     const { refcounts } = this.#image;
+    this.#image.debug?.("refblock_alloc");
     if (block >= refcounts.table.entries) return this.#alone(() => this.#growTable(block));
     let first = Math.max(tail, block * refcounts.blockEntries, 1);
     // Metadata that no refcount block describes: the image is damaged there, and we do not make it worse.
@@ -80,6 +81,7 @@ export class RefcountGrowth {
 
   #makeOne(block: number, first: number): Completion {
     const { file, clusterSize } = this.#image;
+    this.#image.debug?.("refblock_alloc_write");
     const zeroed = file.writeZeroes(first * clusterSize, clusterSize);
     if (zeroed === undefined && this.#enterBlock(block, first)) return;
     return this.#alone(async () => {
@@ -114,6 +116,7 @@ export class RefcountGrowth {
   async #growTable(block: number): Promise<void> {
     const image = this.#image;
     const { refcounts, clusterSize, header } = image;
+    image.debug?.("reftable_grow");
     const entriesPerCluster = clusterSize / 8;
     const base = refcounts.table.entries;
     const oldClusters = header.refcountTableClusters;
@@ -167,6 +170,7 @@ export class RefcountGrowth {
       image.writeUInt32BE(Math.floor(block / TWO_32), (base + i) * 8);
       image.writeUInt32BE(entryLow(block), (base + i) * 8 + 4);
     }
+    this.#image.debug?.("refblock_alloc_write_table");
     await file.write(offset, image.length, image, 0);
     await file.flush();
     await this.#pointHeader(offset, tableClusters);
@@ -181,6 +185,8 @@ export class RefcountGrowth {
   async #writeBlocks(base: number, first: number, blocks: number, used: number): Promise<void> {
     const { refcounts, clusterSize, file, header } = this.#image;
     const end = first + used;
+    this.#image.debug?.("refblock_alloc_write_blocks");
+    this.#image.debug?.("refblock_update");
     for (let i = 0; i < blocks; i++) {
       const content = Buffer.alloc(clusterSize);
       const blockFirst = (base + i) * refcounts.blockEntries;
@@ -204,6 +210,7 @@ export class RefcountGrowth {
       return buffer;
     };
     try {
+      this.#image.debug?.("refblock_alloc_switch_table");
       await file.write(HEADER_REFTABLE_AT, 12, fields(offset, clusters), 0);
       await file.flush();
     } catch (error) {

@@ -12,6 +12,7 @@
 import { assert } from "../../base/assert.ts";
 import type { Completion } from "../../base/completion.ts";
 import { BlockError } from "../../base/errors.ts";
+import { type DebugHook, debugHookOf } from "../../block/debug-event.ts";
 import type { BlockNode } from "../../block/node.ts";
 import { reftableOffset } from "./l2-entry.ts";
 import { getRefcount, setRefcount } from "./refcount-width.ts";
@@ -39,6 +40,7 @@ export class Refcounts {
   readonly #order: number;
   readonly #file: BlockNode;
   readonly #refuseBlock: (offset: number) => void;
+  readonly #debug: DebugHook | undefined;
 
   constructor(options: RefcountsOptions) {
     this.table = options.table;
@@ -46,6 +48,7 @@ export class Refcounts {
     this.#order = options.refcountOrder;
     this.#file = options.file;
     this.#refuseBlock = options.refuseBlock;
+    this.#debug = debugHookOf(options.file);
     const sliceBytes = Math.min(options.clusterSize, SLICE_BYTES_MAX);
     this.blockEntries = (options.clusterSize * 8) / 2 ** this.#order;
     this.sliceEntries = (sliceBytes * 8) / 2 ** this.#order;
@@ -120,6 +123,7 @@ export class Refcounts {
         `Refcount block at offset ${block} stands past the end of the file: the image was truncated`,
       );
     }
+    this.#debug?.("refblock_load");
     return this.#file.read(offset, this.cache.sliceBytes, bytes, 0);
   }
 }

@@ -83,6 +83,7 @@ export class Writer {
     }
     let done: Completion;
     try {
+      if (image.debug !== undefined) image.debug("write_aio");
       done = image.file.write(this.#mapping.hostOffset, bytes, buffer, at);
     } catch (error) {
       image.locks.unlockShared(first, count);

@@ -8,6 +8,7 @@
 import type { Completion } from "../../base/completion.ts";
 import { BlockError } from "../../base/errors.ts";
 import { alignUp } from "../../base/units.ts";
+import { type DebugHook, debugHookOf } from "../../block/debug-event.ts";
 import type { Driver, DriverHost, ImageDetails } from "../../block/driver.ts";
 import { ExtentKind, type ExtentSink, NO_HOST_OFFSET } from "../../block/extent.ts";
 import type { BlockNode } from "../../block/node.ts";
@@ -29,12 +30,14 @@ export class RawDriver implements Driver {
   readonly #host: DriverHost;
   readonly #offset: number;
   readonly #fixedSize: boolean;
+  readonly #debug: DebugHook | undefined;
   #size: number;
 
   /** @throws BlockError EINVAL in QEMU's words when the options do not fit the file */
   constructor(host: DriverHost, options: RawOptions = {}) {
     this.#host = host;
     this.#offset = options.offset ?? 0;
+    this.#debug = debugHookOf(host.file);
     this.#fixedSize = options.size !== undefined;
     this.#size = windowSize(alignUp(this.#file.size, SECTOR), this.#offset, options.size);
   }
@@ -46,6 +49,7 @@ export class RawDriver implements Driver {
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
     const file = this.#file;
     const from = this.#offset + offset;
+    this.#debug?.("read_aio");
     if (from + bytes <= file.size) return file.read(from, bytes, buffer, at);
     const inside = insideOf(file, from, bytes);
     buffer.fill(0, at + inside, at + bytes);
@@ -56,6 +60,7 @@ export class RawDriver implements Driver {
     const file = this.#file;
     const from = this.#offset + offset;
     if (from + bytes > file.size) this.#refuseUnlessGrowable(file, from, bytes);
+    this.#debug?.("write_aio");
     return file.write(from, bytes, buffer, at);
   }
 
@@ -65,6 +70,7 @@ export class RawDriver implements Driver {
     let bytes = 0;
     for (const part of parts) bytes += part.length;
     if (from + bytes > file.size) this.#refuseUnlessGrowable(file, from, bytes);
+    this.#debug?.("write_aio");
     return file.writeVector(from, parts);
   }
 
@@ -84,6 +90,8 @@ export class RawDriver implements Driver {
   }
 
   flush(): Completion {
+    this.#debug?.("flush_to_os");
+    this.#debug?.("flush_to_disk");
     return this.#file.flush();
   }
 
