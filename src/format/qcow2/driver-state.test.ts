@@ -106,6 +106,20 @@ describe("opening for writing", () => {
     expect(marker?.data[0]).toBe(0);
   });
 
+  it("frees what a writer that only discarded leaked when it was killed", async () => {
+    const host = await image();
+    const first = await openImage(host);
+    await writeAll(first.node, 0, Buffer.alloc(MiB, 1));
+    await first.driver.close();
+    const second = await openImage(host);
+    await second.node.discard(0, MiB);
+    await second.node.flush();
+    const killed = MemoryFile.of(host.content());
+    expect((await verdict(killed)).leaks).toBeGreaterThan(200);
+    await (await openImage(killed)).driver.close();
+    expect(await verdict(killed)).toEqual(CLEAN);
+  });
+
   it("frees what was counted for clusters that a power cut left past the end of the file", async () => {
     const host = await image();
     const { node } = await openImage(host);

@@ -7,7 +7,7 @@
 //   R6  so one write-back is
 //
 //         take copies of everything dirty, in one turn of the loop
-//         1. mark of use (once, durably), refcount slices
+//         1. mark of use (once, durably; also where refcounts fall only later), refcount slices
 //         2. file.flush, refcount table               only when there are new refcount blocks
 //         3. file.flush                               makes data, refcounts and new, zeroed L2 tables durable
 //         4. L2 slices and L1 entries
@@ -43,7 +43,7 @@ export interface FlushedParts {
   readonly frees: DeferredFrees;
   /** Where slice `index` of the L2 tables stands in the file. */
   l2SliceOffset(index: number): number;
-  /** Before refcounts that may come to count leaked clusters reach the file. */
+  /** Before anything reaches the file after which refcounts may count leaked clusters. */
   beforeRefcounts(): Completion;
   /** Throws when a write of metadata of the kind `own` would go over other metadata. */
   refuseOverlap(offset: number, bytes: number, own: number): void;
@@ -165,10 +165,8 @@ export class Flusher {
     let reftableDone = false;
     let l2Done = false;
     try {
-      if (taken.refcounts.length > 0) {
-        await this.#parts.beforeRefcounts();
-        this.#debug?.("refblock_update_part");
-      }
+      if (taken.refcounts.length + taken.frees.length > 0) await this.#parts.beforeRefcounts();
+      if (taken.refcounts.length > 0) this.#debug?.("refblock_update_part");
       await writeTables(file, taken.refcounts);
       if (taken.reftable.length > 0) {
         await file.flush();
