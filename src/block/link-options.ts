@@ -17,6 +17,8 @@ export function resolveBackingFile(overlayFile: string, backingFile: string): st
       `Unknown protocol '${name.slice(0, name.indexOf(":"))}' in backing file '${backingFile}'`,
     );
   }
+  if (name === "")
+    throw new BlockError("EINVAL", `backing file '${backingFile}' of '${overlayFile}' has no name`);
   return path.isAbsolute(name) ? name : path.join(path.dirname(overlayFile), name);
 }
 

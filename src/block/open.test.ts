@@ -254,6 +254,12 @@ describe("names in links", () => {
     expect(resolveBackingFile(overlay, link)).toBe(resolved);
   });
 
+  it("without a name", () => {
+    expect(() => resolveBackingFile("/d/C.img", "file:")).toThrow(
+      "backing file 'file:' of '/d/C.img' has no name",
+    );
+  });
+
   it.each([
     ['json:{"driver":"array","file":{"driver":"file","filename":"/x"}}', undefined, image("/x")],
     ['json:{"driver":"array","file.driver":"file","file.filename":"/x"}', "array", image("/x")],

@@ -24,7 +24,10 @@ export class L2Tables {
 
   /** Whether the table exists and belongs to the active image alone. */
   isOwn(l1Index: number): boolean {
-    return (this.#image.l1.words[l1Index * 2]! & COPIED_HIGH) !== 0;
+    const { words } = this.#image.l1;
+    const high = words[l1Index * 2]!;
+    // A broken image may say of a table that is not there that it is its own.
+    return (high & COPIED_HIGH) !== 0 && entryOffset(high, words[l1Index * 2 + 1]!) !== 0;
   }
 
   /** Sees to it that it does. */

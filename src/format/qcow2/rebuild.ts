@@ -100,6 +100,8 @@ function blockOf(
 ): Buffer | undefined {
   let block: Buffer | undefined;
   for (let cluster = first; cluster < end; cluster++) {
+    cluster = counts.nextReferenced(cluster, end);
+    if (cluster === end) break;
     const count = counts.get(cluster);
     if (count === 0) continue;
     block ??= Buffer.alloc(image.geometry.clusterSize);

@@ -8,6 +8,8 @@ import { maxRefcount } from "./refcount-width.ts";
 
 /** Clusters that are counted in one walk: 64 MiB of memory; 4 TiB of file with clusters of 64 KiB. */
 export const WINDOW_CLUSTERS = 64 * 1024 * 1024;
+/** Clusters of which is known together whether any is referred to. */
+const GROUP_CLUSTERS = 4096;
 /** Counts from here on stand in a map. */
 const LARGE = 255;
 
@@ -27,6 +29,8 @@ export class ReferenceCounts {
   readonly #max: number;
   readonly #small: Uint8Array;
   readonly #large = new Map<number, number>();
+  /** A byte per group: not 0 where it has counts. Most of a sparse file has none. */
+  readonly #groups: Uint8Array;
   readonly #tally: CheckTally;
   /** Highest cluster that was referred to; -1 for none. */
   highest = -1;
@@ -37,6 +41,7 @@ export class ReferenceCounts {
     this.#fileBytes = fileBytes;
     this.#max = maxRefcount(Math.log2(geometry.refcountBits));
     this.#small = new Uint8Array(window.end - window.first);
+    this.#groups = new Uint8Array(Math.ceil((window.end - window.first) / GROUP_CLUSTERS));
     this.#tally = tally;
   }
 
@@ -47,6 +52,16 @@ export class ReferenceCounts {
   get(cluster: number): number {
     const count = this.#small[cluster - this.window.first]!;
     return count < LARGE ? count : this.#large.get(cluster)!;
+  }
+
+  /** The first cluster from `cluster` on, below `end`, that may be referred to; `end` where there is none. */
+  nextReferenced(cluster: number, end: number): number {
+    const { first } = this.window;
+    let group = Math.floor((cluster - first) / GROUP_CLUSTERS);
+    if (this.#groups[group] !== 0) return cluster;
+    const groupEnd = Math.ceil((end - first) / GROUP_CLUSTERS);
+    while (group < groupEnd && this.#groups[group] === 0) group++;
+    return Math.min(end, first + group * GROUP_CLUSTERS);
   }
 
   /**
@@ -69,10 +84,22 @@ export class ReferenceCounts {
     for (let cluster = first; cluster <= last; cluster++) this.#increment(cluster);
   }
 
+  /** Takes back one reference to a cluster of the window. */
+  remove(cluster: number): void {
+    const at = cluster - this.window.first;
+    const count = this.#small[at]!;
+    if (count < LARGE) this.#small[at] = count - 1;
+    else if (this.#large.get(cluster) === LARGE) {
+      this.#large.delete(cluster);
+      this.#small[at] = LARGE - 1;
+    } else this.#large.set(cluster, this.#large.get(cluster)! - 1);
+  }
+
   #increment(cluster: number): void {
     const at = cluster - this.window.first;
     const count = this.#small[at]!;
     if (cluster > this.highest) this.highest = cluster;
+    this.#groups[Math.floor(at / GROUP_CLUSTERS)] = 1;
     if (this.get(cluster) >= this.#max) {
       this.#tally.corruption(`overflow cluster offset=0x${(cluster * this.#clusterSize).toString(16)}`);
       return;

@@ -92,7 +92,10 @@ async function fixRefcounts(image: CheckedImage, mode: RepairMode, options: Chec
     for (let first = window.first; first < window.end; ) {
       const index = Math.floor(first / refcountBlockEntries);
       const end = Math.min((index + 1) * refcountBlockEntries, window.end);
-      await fixBlock(image, counts, { index, first, end }, mode);
+      // Without a wait where there is no block: a long and sparse file has millions of such places.
+      if (image.refcounts.blockOffset(index) !== 0) {
+        await fixBlock(image, counts, { index, first, end }, mode);
+      }
       first = end;
     }
   }
