@@ -27,7 +27,7 @@ export interface TlsEvents {
 /** Handshakes have the server's own deadline; this one only ends what has none. */
 const HANDSHAKE_MS_MAX = 120_000;
 
-/** Makes plain connections secure ones; one for all connections of a server, since keys are costly to read. */
+/** Makes plain connections secure ones; one for all connections of a server: keys are costly to read. */
 export class TlsAcceptor {
   readonly #policy: TlsPolicy;
   readonly #server: tls.Server;

@@ -1,9 +1,11 @@
 // A monitor's unix socket for any number of people and programs at a time: while one watches a job, others
 // give commands. (A character device, as the daemon's own command line makes them, has one peer at a time.)
+// The socket is its owner's alone.
 
 import net from "node:net";
 import type { Frontend } from "../control/chardev/chardev.ts";
 import { bindError, removeStale } from "../control/chardev/socket-address.ts";
+import { bindPrivately } from "../control/socket-rights.ts";
 
 /** Clients at a time; more are hung up on. */
 const CLIENTS_MAX = 64;
@@ -34,7 +36,7 @@ export class MonitorListener {
     });
     await new Promise<void>((resolve, reject) => {
       server.once("error", (error) => reject(bindError(address, error)));
-      server.listen({ path }, resolve);
+      bindPrivately(() => void server.listen({ path }, resolve));
     });
     server.on("error", () => undefined);
     return new MonitorListener(server, clients);

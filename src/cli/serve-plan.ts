@@ -43,10 +43,16 @@ export interface Serving {
   readonly address: ListenAddress;
   readonly exportName: string;
   readonly readOnly: boolean;
+  /** Over TLS only. */
+  readonly isSecure?: boolean;
 }
 
 /** The lines that say how to connect. */
-export function connectLines({ address, exportName, readOnly }: Serving): string {
+export function connectLines({ address, exportName, readOnly, isSecure = false }: Serving): string {
+  if (isSecure) {
+    const place = formatNbdUri({ address, exportName }).replace(/^nbd/, "nbds");
+    return `  address     ${place}\n  clients     need keys: docs/tls.md has lines for QEMU, libvirt and nbdinfo\n`;
+  }
   const uri = formatNbdUri({ address, exportName });
   const drive = `file=${uri},format=raw,if=virtio${readOnly ? ",readonly=on" : ""}`;
   const lines = [

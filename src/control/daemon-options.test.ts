@@ -18,6 +18,10 @@ describe("the command line", () => {
     expect(parseDaemonOptions(["--pidfile", "p", "--daemonize", "-T", "x", "--trace", "y", "-v"])).toEqual({
       steps: [],
       pidfile: "p",
+      backingRoots: [],
+      socketMode: undefined,
+      socketGroup: undefined,
+      insecure: false,
       daemonize: true,
       show: undefined,
       verbose: true,

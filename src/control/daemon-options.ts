@@ -18,6 +18,11 @@ export interface DaemonOptions {
   readonly pidfile: string | undefined;
   /** Directories in which images may name files; none given: anywhere. */
   readonly backingRoots: readonly string[];
+  /** Rights of unix sockets, as they were written. */
+  readonly socketMode: string | undefined;
+  readonly socketGroup: string | undefined;
+  /** No warnings of listeners that are open to others. */
+  readonly insecure: boolean;
   readonly daemonize: boolean;
   /** What is asked for instead of a daemon. */
   readonly show: "help" | "version" | undefined;
@@ -36,10 +41,13 @@ const OPTIONS: Readonly<Record<string, OptionKind>> = {
   daemonize: { takesArgument: false },
   export: { takesArgument: true },
   help: { takesArgument: false, short: "h" },
+  insecure: { takesArgument: false },
   monitor: { takesArgument: true },
   "nbd-server": { takesArgument: true },
   object: { takesArgument: true },
   pidfile: { takesArgument: true },
+  "socket-group": { takesArgument: true },
+  "socket-mode": { takesArgument: true },
   trace: { takesArgument: true, short: "T" },
   verbose: { takesArgument: false, short: "v" },
   version: { takesArgument: false, short: "V" },
@@ -50,6 +58,9 @@ export function parseDaemonOptions(args: readonly string[]): DaemonOptions {
   const steps: Step[] = [];
   const backingRoots: string[] = [];
   let pidfile: string | undefined;
+  let socketMode: string | undefined;
+  let socketGroup: string | undefined;
+  let insecure = false;
   let daemonize = false;
   let show: DaemonOptions["show"];
   let verbose = false;
@@ -57,11 +68,14 @@ export function parseDaemonOptions(args: readonly string[]): DaemonOptions {
     if (name === "help" || name === "version") show ??= name;
     else if (name === "pidfile") pidfile = argument;
     else if (name === "backing-root") backingRoots.push(argument!);
+    else if (name === "socket-mode") socketMode = argument;
+    else if (name === "socket-group") socketGroup = argument;
+    else if (name === "insecure") insecure = true;
     else if (name === "daemonize") daemonize = true;
     else if (name === "verbose") verbose = true;
     else if (name !== "trace") steps.push({ option: name as StepOption, argument: argument! });
   }
-  return { steps, pidfile, backingRoots, daemonize, show, verbose };
+  return { steps, pidfile, backingRoots, socketMode, socketGroup, insecure, daemonize, show, verbose };
 }
 
 interface Given {
@@ -168,14 +182,23 @@ Strata storage daemon: takes the command line and the QMP of qemu-storage-daemon
                          configure a monitor: QMP, or (readline) one for people
 
   --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>
-               [,max-connections=<n>][,handshake-max-seconds=<s>]
+               [,tls-creds=<id>][,tls-authz=<id>][,max-connections=<n>]
+               [,handshake-max-seconds=<s>]
   --nbd-server addr.type=unix,addr.path=<path>
-               [,max-connections=<n>][,handshake-max-seconds=<s>]
-                         start an NBD server
+               [,tls-creds=<id>][,tls-authz=<id>][,max-connections=<n>]
+               [,handshake-max-seconds=<s>]
+                         start an NBD server; with tls-creds over TLS only
+
+  --insecure             no warning of a monitor, or an NBD server without
+                         TLS, that other machines can reach
+  --socket-mode <mode>   rights of unix sockets: 600 (the default), 660 ...
+  --socket-group <group> group of unix sockets; alone it means mode 660
 
   --object help          list object types
   --object <type>,id=<id>[,<property>=<value>...]
-                         accepted for command lines of the reference
+                         create an object: tls-creds-x509, tls-creds-psk,
+                         secret, authz-simple, authz-list, authz-listfile;
+                         others have no effect here
 
   --pidfile <path>       write the process id to a file when ready
 

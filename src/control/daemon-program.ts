@@ -18,6 +18,7 @@ import { objectHelp, runStep } from "./daemon-steps.ts";
 import { DRIVERS } from "./drivers.ts";
 import { createLogger } from "./log.ts";
 import { type PidFile, writePidFile } from "./pid-file.ts";
+import { parseRights } from "./socket-rights.ts";
 import { QEMU_VERSION, VERSION } from "./version.ts";
 import { systemWallClock } from "./wall-clock.ts";
 
@@ -67,6 +68,10 @@ async function serve(options: DaemonOptions, inBackground: boolean): Promise<voi
     wallClock: systemWallClock,
     logger,
     backingRoots,
+    listening: {
+      rights: parseRights(options.socketMode, options.socketGroup),
+      insecure: options.insecure,
+    },
   });
   const stopWatching = endOnSignals(daemon, logger);
   let pidFile: PidFile | undefined;

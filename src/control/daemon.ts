@@ -20,6 +20,7 @@ import { JobManager } from "../job/manager.ts";
 import { ChardevTable } from "./chardev/table.ts";
 import { EventBus } from "./event-bus.ts";
 import { ExportTable } from "./export-table.ts";
+import { CAREFUL, type ListeningRules } from "./exposure.ts";
 import { linkRules } from "./link-options.ts";
 import { MonitorNodes } from "./monitor-nodes.ts";
 import { ObjectTable } from "./objects.ts";
@@ -32,6 +33,8 @@ export interface DaemonParts {
   readonly logger: Logger;
   /** Where images may name files; undefined: anywhere. */
   readonly backingRoots?: BackingRoots | undefined;
+  /** Default: sockets for their owner alone, and warnings of listeners that are open to others. */
+  readonly listening?: ListeningRules | undefined;
 }
 
 /** How long the end waits for commands that are under way. */
@@ -58,7 +61,7 @@ export class Daemon {
   readonly nodes: MonitorNodes;
   readonly jobs: JobManager;
   readonly exports: ExportTable;
-  readonly objects = new ObjectTable();
+  readonly objects: ObjectTable;
   readonly chardevs: ChardevTable;
   /** Settles when somebody has asked the daemon to end. */
   readonly quitRequested: Promise<void>;
@@ -68,19 +71,20 @@ export class Daemon {
   #admitted: Promise<void> | undefined;
   #admit = () => {};
 
-  constructor({ drivers, clock, wallClock, logger, backingRoots }: DaemonParts) {
+  constructor({ drivers, clock, wallClock, logger, backingRoots, listening = CAREFUL }: DaemonParts) {
     this.clock = clock;
     this.logger = logger;
+    this.objects = new ObjectTable(logger);
     this.events = new EventBus(wallClock);
     this.graph = new Graph(logger);
     this.opener = new NodeOpener(this.graph, drivers, logger, linkRules(backingRoots, logger));
     this.opener.onCorruption = (report) => this.events.emit("BLOCK_IMAGE_CORRUPTED", imageCorrupted(report));
     this.nodes = new MonitorNodes(this.graph, this.opener);
     this.jobs = new JobManager((event, data) => this.events.emit(event, data));
-    this.exports = new ExportTable(this.graph, logger, (id) =>
+    this.exports = new ExportTable(this.graph, logger, listening, (id) =>
       this.events.emit("BLOCK_EXPORT_DELETED", { id }),
     );
-    this.chardevs = new ChardevTable(logger, clock);
+    this.chardevs = new ChardevTable(logger, clock, listening);
     this.quitRequested = new Promise((resolve) => {
       this.#requestQuit = resolve;
     });

@@ -7,19 +7,24 @@
 
 import type { ListenAddress } from "../../nbd/listen.ts";
 import { NbdServer, type RemovalMode } from "../../nbd/server.ts";
+import type { TlsPolicy } from "../../nbd/tls.ts";
 import { BlockError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { NbdExport } from "../export/nbd-export.ts";
 import { bindError, onFreePort, removeStale, type SocketAddress } from "./chardev/socket-address.ts";
+import { exposure, type ListeningRules } from "./exposure.ts";
 import { isIdentifier } from "./identifiers.ts";
+import { bindPrivately, grantRights } from "./socket-rights.ts";
 
 export interface ServerSettings {
   readonly address: SocketAddress;
   readonly maxConnections?: number | undefined;
   /** Time that a client has to enter an export; 0: no limit. */
   readonly handshakeMs?: number | undefined;
+  /** Without it there is no TLS. */
+  readonly tls?: TlsPolicy | undefined;
 }
 
 export interface ExportSettings {
@@ -44,15 +49,17 @@ export class ExportTable {
   readonly #exports = new Map<string, ExportEntry>();
   readonly #graph: Graph;
   readonly #logger: Logger;
+  readonly #listening: ListeningRules;
   readonly #deleted: (id: string) => void;
   #server: NbdServer | undefined;
   #starting = false;
   #holding = false;
 
   /** `deleted` is told the id of an export when it is gone. */
-  constructor(graph: Graph, logger: Logger, deleted: (id: string) => void) {
+  constructor(graph: Graph, logger: Logger, listening: ListeningRules, deleted: (id: string) => void) {
     this.#graph = graph;
     this.#logger = logger;
+    this.#listening = listening;
     this.#deleted = deleted;
   }
 
@@ -88,9 +95,11 @@ export class ExportTable {
     if (this.#server !== undefined || this.#starting) {
       throw new BlockError("EINVAL", "NBD server already running");
     }
-    const { address, maxConnections, handshakeMs } = settings;
+    const { address, maxConnections, handshakeMs, tls } = settings;
     const server = new NbdServer({
       logger: this.#logger,
+      bindSocket: bindPrivately,
+      ...(tls === undefined ? {} : { tls }),
       ...(maxConnections === undefined ? {} : { maxConnections }),
       ...(handshakeMs === undefined ? {} : { handshakeMs }),
     });
@@ -98,7 +107,8 @@ export class ExportTable {
     this.#starting = true;
     try {
       await removeStale(address);
-      await onFreePort(address, (one) => server.listen(listenAddress(one)));
+      const taken = await onFreePort(address, (one) => server.listen(listenAddress(one)));
+      await this.#opened(server, taken, tls !== undefined);
       this.#server = server;
     } catch (error) {
       // The host's own error tells which words fit; the server's stand beside it for those who use it alone.
@@ -107,6 +117,21 @@ export class ExportTable {
         : error;
     } finally {
       this.#starting = false;
+    }
+  }
+
+  async #opened(server: NbdServer, address: ListenAddress, isSecure: boolean): Promise<void> {
+    const { rights, insecure } = this.#listening;
+    if ("path" in address) {
+      try {
+        grantRights(address.path, rights);
+      } catch (error) {
+        await server.close();
+        throw error;
+      }
+    } else if (!isSecure && !insecure) {
+      const warning = exposure("nbd", address.host, address.port);
+      if (warning !== undefined) this.#logger.warn(warning);
     }
   }
 

@@ -1,5 +1,6 @@
 import path from "node:path";
 import type { Command } from "commander";
+import type { TlsPolicy } from "../../../nbd/tls.ts";
 import type { Logger } from "../../base/logger.ts";
 import { formatSize } from "../../base/units.ts";
 import { BackingRoots } from "../../block/backing-roots.ts";
@@ -24,13 +25,12 @@ import {
 import { usageError } from "../failure.ts";
 import { MonitorListener } from "../monitor-listener.ts";
 import { statedFormat, withImage } from "../open-image.ts";
+import { type ListeningFlags, listeningRules, servePolicy } from "../serve-listening.ts";
 import { chainOptions, connectLines, type FoundImage } from "../serve-plan.ts";
 
-interface ServeFlags {
+interface ServeFlags extends ListeningFlags {
   readonly format?: string;
   readonly socket?: string;
-  readonly port?: string;
-  readonly bind: string;
   readonly name?: string;
   readonly device: string;
   readonly readOnly?: boolean;
@@ -49,7 +49,22 @@ export function addServe(program: Command, context: CommandContext): void {
       "serve on this unix socket; without it and --port on one beside the control socket",
     )
     .option("--port <port>", "serve on TCP; 0: any free port")
-    .option("--bind <address>", "address for TCP", "127.0.0.1")
+    .option(
+      "--bind <address>",
+      "address for TCP; one that others reach needs --tls or --insecure",
+      "127.0.0.1",
+    )
+    .option("--insecure", "let everybody who reaches the TCP address read and write, without TLS")
+    .option("--tls <directory>", "over TLS only, with the keys in this directory (docs/tls.md)")
+    .option("--no-verify-peer", "with --tls: clients need no certificate")
+    .option(
+      "--tls-allow <name>",
+      "with --tls: only clients of this name, a pattern with * and ?; may be given several times",
+      (one: string, before: readonly string[]) => [...before, one],
+      [] as readonly string[],
+    )
+    .option("--socket-mode <mode>", "rights of the unix socket for clients, such as 660; otherwise 600")
+    .option("--socket-group <group>", "its group; alone it means mode 660")
     .option("--device <name>", "what commands call the disk", "virtio0")
     .option("--name <name>", "what NBD clients ask for; otherwise the device name")
     .option("--read-only", "let nobody write")
@@ -70,7 +85,7 @@ export function addServe(program: Command, context: CommandContext): void {
       "after",
       examples(
         "strata serve disk.qcow2",
-        "strata serve disk.qcow2 --port 10809 --bind 0.0.0.0",
+        "strata serve disk.qcow2 --port 10809 --bind 0.0.0.0 --tls /etc/pki/strata",
         "strata serve disk.raw --format raw --read-only",
         "strata serve disk.qcow2 --backing-root /srv/base-images",
       ),
@@ -81,6 +96,9 @@ export function addServe(program: Command, context: CommandContext): void {
 async function serve(disk: string, flags: ServeFlags, context: CommandContext): Promise<void> {
   const readOnly = flags.readOnly === true;
   const format = statedFormat(disk, flags.format);
+  const listening = listeningRules(flags);
+  const logger = warningsOnly(context);
+  const tls = servePolicy(flags, logger);
   const roots = backingRoots(disk, flags.backingRoot);
   const images = await findImages(disk, format, roots);
   const sockets = await controlSockets(disk, flags, context);
@@ -89,8 +107,9 @@ async function serve(disk: string, flags: ServeFlags, context: CommandContext): 
     drivers: DRIVERS,
     clock: context.clock,
     wallClock: systemWallClock,
-    logger: warningsOnly(context),
+    logger,
     backingRoots: roots,
+    listening,
   });
   const listeners: MonitorListener[] = [];
   // A second Ctrl-C does not hurry the end: what a guest was told to be on disk has to get there.
@@ -104,11 +123,12 @@ async function serve(disk: string, flags: ServeFlags, context: CommandContext): 
     await start(daemon, {
       options: chainOptions(images, readOnly),
       address,
+      tls,
       exportName,
       device: flags.device,
     });
     await openMonitors(daemon, sockets, flags.monitor, listeners);
-    tellAddresses(daemon, { images, exportName, readOnly, sockets, context });
+    tellAddresses(daemon, { images, exportName, readOnly, isSecure: tls !== undefined, sockets, context });
     await daemon.quitRequested;
   } finally {
     forget();
@@ -166,9 +186,15 @@ function nbdAddress(flags: ServeFlags, sockets: ControlSockets): SocketAddress {
 
 async function start(
   daemon: Daemon,
-  plan: { options: NodeOptions; address: SocketAddress; exportName: string; device: string },
+  plan: {
+    options: NodeOptions;
+    address: SocketAddress;
+    tls: TlsPolicy | undefined;
+    exportName: string;
+    device: string;
+  },
 ): Promise<void> {
-  await daemon.exports.startServer({ address: plan.address });
+  await daemon.exports.startServer({ address: plan.address, tls: plan.tls });
   const node = await daemon.nodes.add(plan.options);
   await daemon.exports.add({
     id: plan.device,
@@ -201,18 +227,19 @@ function tellAddresses(
     images: readonly FoundImage[];
     exportName: string;
     readOnly: boolean;
+    isSecure: boolean;
     sockets: ControlSockets;
     context: CommandContext;
   },
 ): void {
-  const { images, exportName, readOnly, sockets, context } = facts;
+  const { images, exportName, readOnly, isSecure, sockets, context } = facts;
   const names = [...daemon.graph.nodes].filter((node) => node.file !== undefined).map((node) => node.name);
   const size = daemon.exports.entries[0]!.backend.size;
   const [address] = daemon.exports.addresses;
   const how = readOnly ? "read-only" : "for reading and writing";
   context.terminal.out(
     `${chainLine(names)}   ${formatSize(size)}, ${images.length === 1 ? "one image" : `${images.length} images`}, ${how}\n\n` +
-      connectLines({ address: address!, exportName, readOnly }) +
+      connectLines({ address: address!, exportName, readOnly, isSecure }) +
       `  control     ${sockets.qmp}\n\n` +
       `Try 'strata chain', 'strata stream' and 'strata monitor' from elsewhere; Ctrl-C ends this.\n\n`,
   );

@@ -13,13 +13,18 @@ export type ChardevBackend = Infer<typeof chardevBackend>;
 type SocketBackend = Extract<ChardevBackend, { type: "socket" }>["data"];
 
 /**
- * Opens the device; a server that is to wait for its first peer is waited for. @throws BlockError in QEMU's
- * words
+ * Opens the device; a server that is to wait for its first peer is waited for. `listening` is told where a
+ * server listens, before anybody is waited for. @throws BlockError in QEMU's words
  */
-export async function openChardev(id: string, backend: ChardevBackend, clock: Clock): Promise<Chardev> {
+export async function openChardev(
+  id: string,
+  backend: ChardevBackend,
+  clock: Clock,
+  listening: (address: SocketAddress) => void = () => {},
+): Promise<Chardev> {
   switch (backend.type) {
     case "socket":
-      return openSocket(id, backend.data, clock);
+      return openSocket(id, backend.data, clock, listening);
     case "stdio":
       return new StdioChardev(id);
     case "file":
@@ -29,12 +34,23 @@ export async function openChardev(id: string, backend: ChardevBackend, clock: Cl
   }
 }
 
-async function openSocket(id: string, data: SocketBackend, clock: Clock): Promise<Chardev> {
+async function openSocket(
+  id: string,
+  data: SocketBackend,
+  clock: Clock,
+  listening: (address: SocketAddress) => void,
+): Promise<Chardev> {
   const server = data.server ?? true;
   refuseSocketOptions(data, server);
   const reconnectMs = data["reconnect-ms"] ?? (data.reconnect ?? 0) * 1000;
   const settings = { id, address: toAddress(data.addr), server, reconnectMs };
   const chardev = await SocketChardev.open(settings, clock);
+  try {
+    if (server) listening(chardev.address);
+  } catch (error) {
+    await chardev.close();
+    throw error;
+  }
   if (server && data.wait !== false) await chardev.firstPeer();
   return chardev;
 }

@@ -7,6 +7,7 @@
 import net from "node:net";
 import type { Clock } from "../../base/clock.ts";
 import { fsError } from "../../sys/host-error.ts";
+import { bindPrivately } from "../socket-rights.ts";
 import type { Chardev, Frontend, Peer } from "./chardev.ts";
 import { bindError, onFreePort, removeStale, type SocketAddress } from "./socket-address.ts";
 
@@ -199,10 +200,13 @@ async function connect(address: SocketAddress): Promise<net.Socket> {
 function startListening(server: net.Server, address: SocketAddress): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once("error", reject);
-    server.listen(listenOptions(address), () => {
-      server.off("error", reject);
-      resolve();
-    });
+    const listen = () =>
+      void server.listen(listenOptions(address), () => {
+        server.off("error", reject);
+        resolve();
+      });
+    if (address.kind === "unix") bindPrivately(listen);
+    else listen();
   });
 }
 

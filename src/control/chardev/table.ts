@@ -1,9 +1,12 @@
 import type { Clock } from "../../base/clock.ts";
 import { BlockError } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
+import { CAREFUL, exposure, type ListeningRules } from "../exposure.ts";
 import { isIdentifier } from "../identifiers.ts";
+import { grantRights } from "../socket-rights.ts";
 import { type ChardevBackend, openChardev } from "./backend.ts";
 import type { Chardev, Frontend } from "./chardev.ts";
+import type { SocketAddress } from "./socket-address.ts";
 
 /** Character devices by id, and which of them are in use. */
 export class ChardevTable {
@@ -11,10 +14,12 @@ export class ChardevTable {
   readonly #used = new Set<string>();
   readonly #logger: Logger;
   readonly #clock: Clock;
+  readonly #listening: ListeningRules;
 
-  constructor(logger: Logger, clock: Clock) {
+  constructor(logger: Logger, clock: Clock, listening: ListeningRules = CAREFUL) {
     this.#logger = logger;
     this.#clock = clock;
+    this.#listening = listening;
   }
 
   /** Oldest first. */
@@ -30,8 +35,18 @@ export class ChardevTable {
   async add(id: string, backend: ChardevBackend): Promise<void> {
     if (!isIdentifier(id)) throw new BlockError("EINVAL", "Parameter 'id' expects an identifier");
     if (this.#chardevs.has(id)) throw new BlockError("EEXIST", `Chardev with id '${id}' already exists`);
-    this.#chardevs.set(id, await openChardev(id, backend, this.#clock));
+    const onOpen = (address: SocketAddress) => this.#opened(address);
+    this.#chardevs.set(id, await openChardev(id, backend, this.#clock, onOpen));
     this.#logger.debug(`chardev '${id}': ${this.#chardevs.get(id)!.filename}`);
+  }
+
+  /** A server listens: its socket gets its rights, and who can reach it is told. */
+  #opened(address: SocketAddress): void {
+    const { rights, insecure } = this.#listening;
+    if (address.kind === "unix") grantRights(address.path, rights);
+    const warning =
+      address.kind === "inet" && !insecure ? exposure("monitor", address.host, address.port) : undefined;
+    if (warning !== undefined) this.#logger.warn(warning);
   }
 
   /** Gives the device its user. @throws BlockError in QEMU's words */

@@ -10,6 +10,7 @@ import {
 } from "../qapi/export.ts";
 import { blockExportInfo } from "../qapi/results.ts";
 import { array, empty, enumeration, type Infer, str, struct } from "../qapi/types.ts";
+import { nbdPolicy } from "../tls/nbd-policy.ts";
 
 /** What is common to both spellings of the server's options. */
 type ServerOptions = Omit<Infer<typeof nbdServerOptions>, "addr"> & {
@@ -18,15 +19,14 @@ type ServerOptions = Omit<Infer<typeof nbdServerOptions>, "addr"> & {
 
 /** @throws BlockError in QEMU's words */
 export async function startNbdServer(daemon: Daemon, options: ServerOptions): Promise<void> {
-  if (options["tls-creds"] !== undefined) daemon.objects.refuseTls(options["tls-creds"]);
-  if (options["tls-authz"] !== undefined) {
-    throw new BlockError("EINVAL", "TLS authorization is not supported without TLS credentials");
-  }
+  const { "tls-creds": creds, "tls-authz": authz } = options;
+  const tls = nbdPolicy(daemon.objects, { creds, authz }, daemon.logger);
   const handshakeSeconds = options["handshake-max-seconds"];
   await daemon.exports.startServer({
     address: toAddress(options.addr),
     maxConnections: options["max-connections"],
     handshakeMs: handshakeSeconds === undefined ? undefined : handshakeSeconds * 1000,
+    tls,
   });
 }
 

@@ -17,7 +17,7 @@ export function processCommands(all: () => readonly Command[]): readonly Command
   return [
     command({
       name: "object-add",
-      doc: "Keeps an object by id. Threads and limits of the reference are accepted and change nothing.",
+      doc: "Makes an object: TLS credentials, secrets, authorization. Threads and limits are accepted and change nothing.",
       data: objectOptions,
       run: (daemon, options) => daemon.objects.add(options),
     }),

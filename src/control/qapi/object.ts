@@ -51,6 +51,18 @@ const tlsX509 = struct("TlsCredsX509Properties", "", {
 
 const authzPolicy = enumeration("QAuthZListPolicy", ["deny", "allow"]);
 
+/** Also what the file of an authz-listfile holds. */
+export const authzListOptions = struct("AuthZListProperties", "Names of clients, and who may come in.", {
+  "?policy": authzPolicy,
+  "?rules": array(
+    struct("QAuthZListRule", "", {
+      match: str,
+      policy: authzPolicy,
+      "?format": enumeration("QAuthZListFormat", ["exact", "glob"]),
+    }),
+  ),
+});
+
 /** What `object-add` takes. */
 export const objectOptions = union(
   "ObjectOptions",
@@ -58,6 +70,7 @@ export const objectOptions = union(
   struct("ObjectOptionsBase", "", {
     "qom-type": enumeration("ObjectType", [
       "authz-list",
+      "authz-listfile",
       "authz-simple",
       "iothread",
       "main-loop",
@@ -73,15 +86,10 @@ export const objectOptions = union(
   }),
   "qom-type",
   {
-    "authz-list": struct("AuthZListProperties", "", {
-      "?policy": authzPolicy,
-      "?rules": array(
-        struct("QAuthZListRule", "", {
-          match: str,
-          policy: authzPolicy,
-          "?format": enumeration("QAuthZListFormat", ["exact", "glob"]),
-        }),
-      ),
+    "authz-list": authzListOptions,
+    "authz-listfile": struct("AuthZListFileProperties", "The same list, in a JSON file.", {
+      filename: str,
+      "?refresh": bool,
     }),
     "authz-simple": struct("AuthZSimpleProperties", "", { identity: str }),
     iothread,
