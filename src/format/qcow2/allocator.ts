@@ -35,7 +35,7 @@ export interface AllocatorOptions {
   readonly fileClusters: number;
   /** Clusters that a file of fixed length (a block device) has room for; undefined where it grows. */
   readonly clustersMax: number | undefined;
-  /** Whether a cluster that the refcounts call free holds metadata; throws where the image is damaged then. */
+  /** Whether a cluster that refcounts call free holds metadata; throws where the image is damaged then. */
   readonly isTable: (cluster: number) => boolean;
   /**
    * Makes the refcount block with this index, which describes `firstFree` and stands there. Grows the table

@@ -35,6 +35,8 @@ interface Walk {
   readonly tally: CheckTally | undefined;
   /** An L2 table that many more L1 entries point to than there are L1 tables is read no further time. */
   readonly l2VisitsMax: number;
+  /** An offset that is not aligned counts for nothing, instead of for both clusters that it lies over. */
+  readonly alignedOnly: boolean;
   readonly table: Buffer;
 }
 
@@ -42,7 +44,12 @@ interface Walk {
  * Counts all references but those to the refcount blocks.
  * @throws BlockError what the host says of a read
  */
-export async function countReferences(image: CheckedImage, counts: ReferenceCounts, tally: CheckTally) {
+export async function countReferences(
+  image: CheckedImage,
+  counts: ReferenceCounts,
+  tally: CheckTally,
+  alignedOnly = false,
+): Promise<void> {
   const { header, geometry, snapshots } = image;
   const first = counts.window.isFirst;
   const walk: Walk = {
@@ -50,6 +57,7 @@ export async function countReferences(image: CheckedImage, counts: ReferenceCoun
     counts,
     tally: first ? tally : undefined,
     l2VisitsMax: snapshots.snapshots.length + L2_VISITS_SPARE,
+    alignedOnly,
     table: Buffer.alloc(geometry.clusterSize),
   };
   if (first) checkSnapshotEntries(image, tally);
@@ -154,6 +162,7 @@ async function walkL1(walk: Walk, offset: number, entries: number, active: boole
     }
     if (high === 0 && low === 0) return;
     const l2Offset = entryOffset(high, low);
+    if (walk.alignedOnly && l2Offset % clusterSize !== 0) return;
     counts.add(l2Offset, clusterSize);
     if (l2Offset % clusterSize !== 0) {
       tally?.corruption(
@@ -186,6 +195,7 @@ async function walkL2(walk: Walk, l2Offset: number, active: boolean): Promise<vo
     checkStandardEntry(walk, high, low, kind, zeroBits, allocatedBits);
     if (kind !== ClusterKind.NORMAL && kind !== ClusterKind.ZERO_ALLOCATED) continue;
     const offset = entryOffset(high, low);
+    if (walk.alignedOnly && offset % geometry.clusterSize !== 0) continue;
     if (active && walk.tally !== undefined) {
       walk.tally.allocatedClusters++;
       if (nextContiguous !== 0 && offset !== nextContiguous) walk.tally.fragmentedClusters++;

@@ -91,10 +91,10 @@ async function examineTables(image: CheckedImage, tally: CheckTally, options: Ch
   return needsRebuild;
 }
 
-/** Counts all references into one window. */
-export async function countAll(image: CheckedImage, window: Window, tally: CheckTally) {
+/** Counts all references into one window; see countReferences. */
+export async function countAll(image: CheckedImage, window: Window, tally: CheckTally, alignedOnly = false) {
   const counts = new ReferenceCounts(window, image.geometry, image.file.size, tally);
-  await countReferences(image, counts, tally);
+  await countReferences(image, counts, tally, alignedOnly);
   countRefcountTable(image, counts);
   await countBitmaps(image, counts, tally);
   const rebuild = countRefcountBlocks(image, counts, tally);

@@ -93,7 +93,7 @@ export class Image {
   stopped: string | undefined;
   /** The header could be neither changed nor restored: tables in memory must not be written any more. */
   unsure = false;
-  /** Where header, tables, refcount blocks, snapshot table and bitmap directory stand; known while writable. */
+  /** Where header, tables, refcount blocks, snapshot table and bitmap directory stand, while writable. */
   readonly places: MetadataPlaces;
   /** L2 tables, by their L1 entries, that say to be ours alone and share their place with other metadata. */
   readonly #doubtfulTables = new Map<number, number>();

@@ -1,16 +1,20 @@
-// Makes the refcounts of an image right again, from what its tables refer to.
+// Makes an image right again.
 //
 //   1. Refcounts are changed only after every reference was counted: a table that cannot be read ends the
 //      repair.
-//   2. Mapping tables are trusted; refcounts and COPIED flags follow them. No data is moved or dropped.
+//   2. An image that is repaired because it was not closed has its mapping tables trusted; refcounts and
+//      COPIED flags follow them, no data is moved or dropped. Only who asks for it (`mendTables`) gets
+//      entries that cannot be mended or given up (mend-lists.ts, mend-tables.ts), before that.
 //   3. Where the refcount structures themselves are broken they are rebuilt in free space behind everything
 //      else, and the header is switched to them last (rebuild.ts).
-//   4. The dirty and the corrupt bit are cleared only when a second check finds nothing wrong.
+//   4. The dirty and the corrupt bit are cleared only when a last check finds nothing wrong.
+//   5. Where there was damage, what is freed is not given back to the host: it may be data that a broken
+//      entry has lost.
 
 import { BlockError, errorMessage } from "../../base/errors.ts";
-import { divideUp } from "../../base/units.ts";
-import { type CheckOptions, countAll, examine } from "./check.ts";
-import { type CheckResult, CheckTally } from "./check-report.ts";
+import { alignUp, divideUp } from "../../base/units.ts";
+import { type CheckOptions, type CheckOutcome, countAll, examine } from "./check.ts";
+import { type CheckResult, CheckTally, verdictOf } from "./check-report.ts";
 import { type CheckedImage, openChecked, readCheckedHeader } from "./checked-image.ts";
 import { checkCopiedFlags } from "./copied-flags.ts";
 import {
@@ -21,12 +25,24 @@ import {
   serializeFeatures,
 } from "./header.ts";
 import type { ImageFile } from "./image-file.ts";
+import { L1_ENTRY_BYTES } from "./l2-entry.ts";
+import { mendLists, mendSnapshots } from "./mend-lists.ts";
+import { mendTables } from "./mend-tables.ts";
 import { rebuildRefcounts } from "./rebuild.ts";
 import { setRefcount } from "./refcount-width.ts";
 import { type ReferenceCounts, WINDOW_CLUSTERS, windowsOf } from "./reference-counts.ts";
+import type { Snapshot } from "./snapshots.ts";
 
 /** leaks: free what nobody refers to. all: also what is wrong with refcounts and flags. */
 export type RepairMode = "leaks" | "all";
+
+export interface RepairOptions extends CheckOptions {
+  /** In mode all: mend or give up entries of tables that cannot be. */
+  readonly mendTables?: boolean;
+}
+
+/** A repair may show what was hidden behind the damage: it is tried so often. */
+const ROUNDS_MAX = 4;
 
 /**
  * Repairs an image that nobody else uses; the file is open for writing. The result is that of a check
@@ -36,57 +52,105 @@ export type RepairMode = "leaks" | "all";
 export async function repairImage(
   file: ImageFile,
   mode: RepairMode,
-  options: CheckOptions = {},
+  options: RepairOptions = {},
 ): Promise<CheckResult> {
   const before = await examine(file, options);
-  if (before.image === undefined) return before.tally;
-  const { image } = before;
+  const { tally } = before;
   if (before.needsRebuild && mode === "leaks") {
-    before.tally.checkError("need to rebuild refcount structures: repair all errors, not leaks alone");
-    return before.tally;
+    tally.checkError("need to rebuild refcount structures: repair all errors, not leaks alone");
+    return tally;
   }
-  const findings = before.tally.corruptions + before.tally.leaks;
-  if (!before.needsRebuild && (findings === 0 || before.tally.checkErrors > 0)) {
-    if (before.tally.checkErrors === 0) await finish(file, image.header, before.tally);
-    return before.tally;
-  }
+  const mends = options.mendTables === true && mode === "all" && tally.corruptions + tally.checkErrors > 0;
+  const punch = tally.corruptions + tally.checkErrors === 0;
+  let outcome = before;
   try {
-    await dropUnknownAutoclear(file, image.header);
-    await fixAll(file, image, before.needsRebuild, mode, options);
-    await file.flush();
+    for (let round = 0; round < ROUNDS_MAX && (mends || canBeFixed(outcome)); round++) {
+      if (round === 0) await dropUnknownAutoclear(file, await readCheckedHeader(file));
+      if (mends) await mendAll(file, options, round === 0 ? tally : new CheckTally());
+      outcome = mends ? await examine(file, quiet(options)) : outcome;
+      if (canBeFixed(outcome)) {
+        // Refcounts too narrow to count what is wrong with them: anew, if the first attempt did not do.
+        const rebuilds = outcome.needsRebuild || (mends && round > 0);
+        await fixAll(file, outcome.image!, rebuilds, { mode, punch, options });
+        await file.flush();
+        outcome = await examine(file, quiet(options));
+      }
+      if (mode === "leaks" || verdictOf(outcome.tally) === "clean") break;
+    }
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
-    before.tally.checkError(errorMessage(error));
-    return before.tally;
+    tally.checkError(errorMessage(error));
+    return tally;
   }
-  const after = (await examine(file, { ...options, tell: undefined })).tally;
-  after.corruptionsFixed = Math.max(0, before.tally.corruptions - after.corruptions);
-  after.leaksFixed = Math.max(0, before.tally.leaks - after.leaks);
+  const after = outcome.tally;
+  if (after !== tally) {
+    after.corruptionsFixed = Math.max(0, tally.corruptions - after.corruptions);
+    after.leaksFixed = Math.max(0, tally.leaks - after.leaks);
+  }
   await finish(file, await readCheckedHeader(file), after);
   return after;
 }
 
-async function fixAll(
-  file: ImageFile,
-  broken: CheckedImage,
-  needsRebuild: boolean,
-  mode: RepairMode,
-  options: CheckOptions,
-): Promise<void> {
+function quiet(options: RepairOptions): RepairOptions {
+  return { ...options, tell: undefined };
+}
+
+/** Whether refcounts and flags are wrong, and known well enough to be made right. */
+function canBeFixed({ image, needsRebuild, tally }: CheckOutcome): boolean {
+  if (image === undefined) return false;
+  return needsRebuild || (tally.corruptions + tally.leaks > 0 && tally.checkErrors === 0);
+}
+
+/** Lists and tables: after this every entry can be. */
+async function mendAll(file: ImageFile, options: RepairOptions, tally: CheckTally): Promise<void> {
+  const tell = (line: string) => tally.tell(line);
+  const header = await readCheckedHeader(file);
+  await completeL1(file, header);
+  await mendLists(file, header, tell);
+  const image = await openChecked(file, await readCheckedHeader(file));
+  const dropped = [...(await mendTables(image, options.windowClusters ?? WINDOW_CLUSTERS, tell))];
+  const isKept = (snapshot: Snapshot) =>
+    !dropped.some(({ id, l1TableOffset }) => id === snapshot.id && l1TableOffset === snapshot.l1TableOffset);
+  if (dropped.length > 0) await mendSnapshots(file, image.header, isKept, tell);
+  await file.flush();
+}
+
+/** A file that ends inside of its L1 table gets the rest, which reads as zeros. */
+async function completeL1(file: ImageFile, header: Qcow2Header): Promise<void> {
+  const end = alignUp(header.l1TableOffset + header.l1Size * L1_ENTRY_BYTES, 2 ** header.clusterBits);
+  if (end <= file.size || header.l1Size === 0) return;
+  if (header.l1TableOffset >= file.size) {
+    throw new BlockError(
+      "IMAGE_CORRUPT",
+      `the L1 table at offset ${header.l1TableOffset} lies past the end of the file (${file.size} bytes): ` +
+        "nothing of the disk can be found. Get a longer copy of the file",
+    );
+  }
+  await file.truncate(end);
+}
+
+interface Fixing {
+  readonly mode: RepairMode;
+  /** Whether freed space goes back to the host. */
+  readonly punch: boolean;
+  readonly options: CheckOptions;
+}
+
+async function fixAll(file: ImageFile, broken: CheckedImage, needsRebuild: boolean, how: Fixing) {
   let image = broken;
   if (needsRebuild) {
-    await rebuildRefcounts(image, options.windowClusters ?? WINDOW_CLUSTERS);
+    await rebuildRefcounts(image, how.options.windowClusters ?? WINDOW_CLUSTERS);
     image = await openChecked(file, await readCheckedHeader(file));
   } else {
-    await fixRefcounts(image, mode, options);
+    await fixRefcounts(image, how);
   }
-  if (mode === "all") await checkCopiedFlags(image, new CheckTally(), true);
+  if (how.mode === "all") await checkCopiedFlags(image, new CheckTally(), true);
 }
 
 /** Sets the refcounts to what was counted; in mode leaks only those that are too large. */
-async function fixRefcounts(image: CheckedImage, mode: RepairMode, options: CheckOptions): Promise<void> {
+async function fixRefcounts(image: CheckedImage, how: Fixing): Promise<void> {
   const clusterCount = divideUp(image.file.size, image.geometry.clusterSize);
-  for (const window of windowsOf(clusterCount, options.windowClusters ?? WINDOW_CLUSTERS)) {
+  for (const window of windowsOf(clusterCount, how.options.windowClusters ?? WINDOW_CLUSTERS)) {
     const { counts } = await countAll(image, window, new CheckTally());
     const { refcountBlockEntries } = image.geometry;
     for (let first = window.first; first < window.end; ) {
@@ -94,7 +158,7 @@ async function fixRefcounts(image: CheckedImage, mode: RepairMode, options: Chec
       const end = Math.min((index + 1) * refcountBlockEntries, window.end);
       // Without a wait where there is no block: a long and sparse file has millions of such places.
       if (image.refcounts.blockOffset(index) !== 0) {
-        await fixBlock(image, counts, { index, first, end }, mode);
+        await fixBlock(image, counts, { index, first, end }, how);
       }
       first = end;
     }
@@ -105,7 +169,7 @@ async function fixBlock(
   image: CheckedImage,
   counts: ReferenceCounts,
   range: { index: number; first: number; end: number },
-  mode: RepairMode,
+  { mode, punch }: Fixing,
 ): Promise<void> {
   const { refcounts, geometry, header, file } = image;
   const block = await refcounts.block(range.index);
@@ -122,6 +186,7 @@ async function fixBlock(
   }
   if (!changed) return;
   await refcounts.writeBlock(range.index, block);
+  if (!punch) return;
   // Nothing refers to these clusters, so it does not matter whether the hole or the refcount is durable
   // first.
   for (const cluster of freed) await file.discard(cluster * geometry.clusterSize, geometry.clusterSize);
