@@ -86,7 +86,8 @@ export class NodeOpener {
    * caller takes hold of it at once (`graph.use`), or closes it (`closeUnused`).
    */
   open(options: NodeOptions): Promise<BlockNode> {
-    return this.#open(options, { readOnly: false, autoReadOnly: false, overlays: [], home: undefined });
+    const above = { overlays: [], home: undefined, opened: { nodes: 0 } };
+    return this.#open(options, { readOnly: false, autoReadOnly: false, ...above });
   }
 
   /**
@@ -107,6 +108,9 @@ export class NodeOpener {
   async #open(options: NodeOptions, inherited: Inherited): Promise<BlockNode> {
     const factory = this.#factories.get(options.driver);
     if (factory === undefined) throw new BlockError("EINVAL", `Unknown driver '${options.driver}'`);
+    if (++inherited.opened.nodes > NODES_MAX) {
+      throw new BlockError("EINVAL", `the chain has more than ${NODES_MAX} nodes`);
+    }
     const readOnly = options["read-only"] ?? inherited.readOnly;
     const autoReadOnly = options["auto-read-only"] ?? inherited.autoReadOnly;
     const name = this.graph.reserveName(options["node-name"]);
@@ -130,7 +134,7 @@ export class NodeOpener {
       node.install(driver);
       undo.push(() => driver.close());
       const home = inherited.home ?? (filename === "" ? undefined : path.dirname(filename));
-      await this.#openBacking(node, options, { overlays: inherited.overlays, home }, undo);
+      await this.#openBacking(node, options, { ...inherited, home }, undo);
       this.graph.add(node);
       return node;
     } catch (error) {
@@ -155,7 +159,7 @@ export class NodeOpener {
     // Told before the file is opened: its lock would refuse it with words that do not say why.
     const { filename } = file;
     if (typeof filename === "string") refuseCycle(filename, inherited.overlays);
-    const node = await this.#open(file, { ...inherited, overlays: [] });
+    const node = await this.#open(file, inherited);
     undo.push(() => this.closeUnused(node));
     return node;
   }
@@ -176,13 +180,13 @@ export class NodeOpener {
     });
   }
 
-  async #findBacking(node: BlockNode, options: NodeOptions, { overlays, home }: Above) {
+  async #findBacking(node: BlockNode, options: NodeOptions, { overlays, home, opened }: Above) {
     if (options.backing === null) return undefined;
     if (typeof options.backing === "string") {
       return options.backing === "" ? undefined : this.#backingByName(options.backing);
     }
     const above = [...overlays, path.resolve(node.filename)];
-    const inherited = { readOnly: true, autoReadOnly: false, overlays: above };
+    const inherited = { readOnly: true, autoReadOnly: false, overlays: above, opened };
     const { backingFile, backingFormat } = node.details();
     if (options.backing !== undefined) {
       // Options may name only a part; what they leave open comes from the link.
@@ -238,7 +242,15 @@ interface Above {
   readonly overlays: readonly string[];
   /** Folder of the image that the user named, where this one was named by a link. */
   readonly home: string | undefined;
+  /** How many were opened so far. */
+  readonly opened: { nodes: number };
 }
+
+/**
+ * Nodes that one opening may make. Where an image stands in the virtual disk of another one, both may name
+ * backing files, and a few links would make thousands.
+ */
+const NODES_MAX = 8 * CHAIN_LENGTH_MAX;
 
 interface Inherited extends Above {
   readonly readOnly: boolean;

@@ -211,4 +211,16 @@ describe("whatever the rule, a link", () => {
     ]);
     expect(daemon!.graph.get("top").backing?.size).toBe(65536);
   });
+
+  // Fuzz seed 25663: the image in the place of a file began its chain anew, for ever.
+  it("makes no cycle by way of an image inside an image", async () => {
+    const inside = (name: string) =>
+      link({ driver: "qcow2", file: { driver: "qcow2", file: file(at(name)) } });
+    await expect(open(image("disks/top", inside("disks/top")), ["shared"])).rejects.toThrow(
+      /the chain has a cycle/,
+    );
+    image("disks/a", inside("disks/b"));
+    image("disks/b", inside("disks/a"));
+    await expect(open(image("disks/top", "a", "qcow2"), ["shared"])).rejects.toThrow(/the chain has a cycle/);
+  });
 });

@@ -30,7 +30,7 @@ const device = struct("StrataDevice", "A node that is served.", {
   id: str,
   "node-name": str,
   writable: bool,
-  "*uri": str,
+  "?uri": str,
 });
 
 export const STRATA_COMMANDS: readonly Command[] = [

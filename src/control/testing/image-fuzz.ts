@@ -141,7 +141,8 @@ export class ImageFuzz {
   #checkTouched(): void {
     const heads = [...this.#files.values()].map((file) => file.content(0, 64 * KiB).toString("latin1"));
     for (const { name, writable } of this.#touched) {
-      if (name === NAMES[0]) continue;
+      // The folder itself (a link to "./"): a host refuses to open it.
+      if (name === NAMES[0] || path.resolve(name) === path.dirname(NAMES[0]!)) continue;
       if (writable) throw new Error(`'${name}' was opened for writing`);
       const last = Buffer.from(path.basename(name)).toString("latin1");
       if (!name.includes("\ufffd") && !heads.some((head) => head.includes(last))) {
