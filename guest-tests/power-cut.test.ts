@@ -99,9 +99,9 @@ async function workUntilCut(
   await work.start(prng.below(1000), ["root"]);
   for (const writer of writers) await startWriter(machine, writer);
   await untilPromise(machine, prng.between(2, 8), PATIENCE_MS);
-  // In the middle of the merges, which are slow then, or about their end.
+  // In the middle of the merges, which take minutes then however slow the guest is, or about their end.
   const inside = prng.chance(0.5);
-  const speed = () => (inside ? prng.between(128, 512) * KiB : prng.between(4, 32) * MiB);
+  const speed = () => (inside ? prng.between(16, 64) * KiB : prng.between(4, 32) * MiB);
   const merges = await startMerges(disks, daemon, prng, speed);
   if (inside) {
     await merges.merging.allMoving();
@@ -149,10 +149,10 @@ async function startMerges(
     rootTop = path.join(disks.elsewhere, "root-F.qcow2");
     await merging.type(`snapshot_blkdev ${ROOT_DEVICE} ${rootTop} qcow2`);
   }
-  const started = [
-    await merging.typed(root),
-    await merging.streamed({ ...prng.pick(ofData), speed: speed() }),
-  ];
+  const typed = await merging.typed(root);
+  // At the monitor there is no speed without a base.
+  if (root.base === undefined) await merging.setSpeed(ROOT_DEVICE, speed());
+  const started = [typed, await merging.streamed({ ...prng.pick(ofData), speed: speed() })];
   return { merging, rootTop, ended: started.map((merge) => merge.ended) };
 }
 

@@ -51,7 +51,8 @@ const NBD_TRIMS =
   "[trims]\nfilename=/dev/nbd0\ndirect=1\nrw=randtrim\noffset=24m\nsize=8m\nio_size=4m\nbsrange=4k-256k\n";
 
 const PULSE = [
-  "[global]\nioengine=psync\ndirect=1\nrw=randwrite\nbs=4k\nsize=1m\nrate_iops=40\ntime_based=1\nruntime=3600",
+  "[global]\nthread=1\nioengine=psync\ndirect=1\nrw=randwrite\nbs=4k\nsize=1m",
+  "rate_iops=40\ntime_based=1\nruntime=3600",
   "[root]\nfilename=/var/work/pulse",
   "[nbd]\nfilename=/dev/nbd0\noffset=32m\n",
 ].join("\n");
@@ -93,11 +94,13 @@ export class GuestWork {
       for disk in ${disks.join(" ")}; do bash /var/work/loop.sh $disk ${seed * 1000} & done`);
   }
 
-  /** Counts the pulse's waits from now on. */
+  /** Counts the pulse's waits from now on: both of its threads have written by the time this is done. */
   async startPulse(): Promise<void> {
-    await this.#machine.must(
-      "fio --minimal /var/work/pulse.fio >/run/pulse.out 2>&1 & echo $! >/run/pulse.pid",
-    );
+    await this.#machine.must(`
+      fio --minimal /var/work/pulse.fio >/run/pulse.out 2>&1 & p=$!
+      echo $p >/run/pulse.pid
+      writing() { awk '/^write_bytes/ && $2 > 0' $(ls -d /proc/$p/task/*/io | grep -v task/$p/) | wc -l; }
+      until [ $(writing) -ge 2 ]; do [ -e /proc/$p ] || { cat /run/pulse.out; exit 1; }; sleep 0.1; done`);
   }
 
   /** The longest waits since startPulse. */
