@@ -27,7 +27,7 @@ export interface ListeningFlags {
 export function listeningRules(flags: ListeningFlags): ListeningRules {
   const { port, bind, insecure = false, socketMode, socketGroup } = flags;
   if (port !== undefined && flags.tls === undefined && !insecure && !isLoopback(bind)) {
-    const risk = `whoever reaches ${bind} could read and write the disk, and everybody on the way could look on`;
+    const risk = `whoever reaches ${bind} could read and write the disk, and others could look on`;
     throw usageError(`${risk}: give keys with --tls, a loopback address with --bind, or say --insecure`);
   }
   if (port !== undefined && (socketMode ?? socketGroup) !== undefined) {
