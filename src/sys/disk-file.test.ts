@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { appendFileSync, openSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -47,6 +48,29 @@ describe.each(PLACES)("a host file in %s", (_place, parent) => {
       expect(file.size).toBe(9);
       expect((await contentOf(file, 0, 14)).toString()).toBe("\0\0\0abcdef\0\0\0\0\0");
       expect(await contentOf(file, 100, 5)).toEqual(Buffer.alloc(5));
+      await file.close();
+    });
+
+    it("reads right what the page cache has lost, many at a time", async () => {
+      const content = Buffer.alloc(MiB);
+      new Prng(8).fill(content);
+      const file = fresh(content);
+      for (let round = 0; round < 3; round++) {
+        // Clean pages only are dropped.
+        execFileSync("sync", [file.path]);
+        execFileSync("dd", [`if=${file.path}`, "iflag=nocache", "count=0", "status=none"]);
+        const wanted = Array.from({ length: 200 }, (_, i) => ({
+          offset: (i * 37 * 4096) % MiB,
+          bytes: 4096,
+        }));
+        wanted.push({ offset: MiB - 100, bytes: 300 });
+        const got = await Promise.all(wanted.map(({ offset, bytes }) => contentOf(file, offset, bytes)));
+        const padded = Buffer.concat([content, Buffer.alloc(200)]);
+        const wrong = wanted.filter(
+          ({ offset, bytes }, i) => !got[i]!.equals(padded.subarray(offset, offset + bytes)),
+        );
+        expect(wrong).toEqual([]);
+      }
       await file.close();
     });
 

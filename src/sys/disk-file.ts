@@ -1,6 +1,6 @@
 // The real HostFile. How a request reaches the kernel:
 //
-//   read    page cache (preadv2, RWF_NOWAIT) --EAGAIN, or the rest--> thread pool
+//   read    page cache (preadv2, RWF_NOWAIT) --EAGAIN, or the rest--> thread pool (cold-reads.ts)
 //           memory file system: plain pread; host that cannot tell: pool (remembered per file)
 //   write   small: pwrite at once, unless one was slow lately (inline-writes.ts); otherwise pool
 //   zeros, discard   fallocate at once, large ranges in pieces; zeros as data where the host lacks it
@@ -17,6 +17,7 @@ import type { Clock } from "../base/clock.ts";
 import type { Completion } from "../base/completion.ts";
 import type { BlockError } from "../base/errors.ts";
 import { KiB } from "../base/units.ts";
+import { type ColdRead, ColdReads } from "./cold-reads.ts";
 import type { Descriptor } from "./descriptor.ts";
 import { GroupSync } from "./group-sync.ts";
 import { type FileSystem, HostCopies } from "./host-copies.ts";
@@ -78,6 +79,7 @@ export class DiskFile implements HostFile {
   readonly #sync: GroupSync;
   readonly #zeroing: Zeroing;
   readonly #copies: HostCopies;
+  readonly #coldReads: ColdReads;
   #descriptor: Descriptor;
   #inlineReads: InlineReads;
   #writable: boolean;
@@ -100,6 +102,10 @@ export class DiskFile implements HostFile {
     this.#inlineWrites = new InlineWrites(parts.clock, !parts.inMemory);
     this.#sync = new GroupSync(() => this.#datasync());
     this.#copies = new HostCopies(parts.calls, parts.fileSystem);
+    this.#coldReads = new ColdReads({
+      look: (read) => this.#lookAgain(read),
+      wait: (read) => this.#readPooled(read.offset, read.done, read.bytes, read.buffer, read.at),
+    });
     this.#zeroing = new Zeroing(parts.calls, parts.clock, parts.blockDevice);
   }
 
@@ -121,8 +127,20 @@ export class DiskFile implements HostFile {
         this.counters.inlineReads++;
         return;
       }
+      if (this.#inlineReads === InlineReads.CACHED) {
+        return this.#coldReads.read(offset, done, bytes, buffer, at);
+      }
     }
     return this.#readPooled(offset, done, bytes, buffer, at);
+  }
+
+  /** The rest of a read that has waited for the host's disk; false: not all of it is there yet. */
+  #lookAgain(read: ColdRead): boolean {
+    const { offset, done, bytes, buffer, at } = read;
+    read.done += this.#readInline(offset + done, bytes - done, buffer, at + done);
+    if (read.done < bytes) return false;
+    this.counters.inlineReads++;
+    return true;
   }
 
   /** Reads what can be had at once; less than `bytes` when the rest has to come from the disk. */
