@@ -1,5 +1,6 @@
 // The human monitor on a character device, over the daemon's QMP commands.
 
+import type { Writable } from "node:stream";
 import type { Frontend, Peer } from "../chardev/chardev.ts";
 import type { Daemon } from "../daemon.ts";
 import { runCommand } from "../dispatch.ts";
@@ -17,7 +18,8 @@ export class HmpMonitor implements Frontend {
   opened(peer: Peer): void {
     const { input, output } = peer;
     const session = new HmpSession(this.#target, (text) => {
-      if (output !== undefined && !output.destroyed) output.write(text);
+      if (output === undefined || output.destroyed || output.write(text)) return undefined;
+      return taken(output);
     });
     // Lines wait in the socket while others are carried out, not in the session.
     const feed = async (bytes: Buffer) => {
@@ -29,6 +31,17 @@ export class HmpMonitor implements Frontend {
     input?.on("data", (bytes: Buffer) => void feed(bytes));
     input?.resume();
   }
+}
+
+/** Done when a peer has taken what was written for it, or is gone. */
+function taken(output: Writable): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      output.off("drain", done).off("close", done);
+      resolve();
+    };
+    output.on("drain", done).on("close", done);
+  });
 }
 
 /** The daemon as the human monitor sees it. */

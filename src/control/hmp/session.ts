@@ -4,9 +4,12 @@
 //   2. A line is bounded; what is longer is refused, and its rest is skipped.
 //   3. Who feeds it reads no further bytes before `idle`, so that a flood of lines waits in the socket, not
 //      in here.
-//   4. No error leaves here: it is shown, and the next line is read.
+//   4. The next line is carried out when the text of the one before was taken: who does not read is answered
+//      nothing more, and costs no memory.
+//   5. No error leaves here: it is shown, and the next line is read.
 
 import { StringDecoder } from "node:string_decoder";
+import type { Completion } from "../../base/completion.ts";
 import { errorMessage } from "../../base/errors.ts";
 import { runHmpLine } from "./commands.ts";
 import type { HmpTarget } from "./target.ts";
@@ -17,13 +20,13 @@ const LINE_CHARACTERS_MAX = 64 * 1024;
 
 export class HmpSession {
   readonly #target: HmpTarget;
-  readonly #write: (text: string) => void;
+  readonly #write: (text: string) => Completion;
   readonly #decoder = new StringDecoder("utf8");
   #partial = "";
   #skipping = false;
   #running: Promise<void> = Promise.resolve();
 
-  constructor(target: HmpTarget, write: (text: string) => void) {
+  constructor(target: HmpTarget, write: (text: string) => Completion) {
     this.#target = target;
     this.#write = write;
     write(`Strata monitor - type 'help' for more information\n${HMP_PROMPT}`);
@@ -60,7 +63,7 @@ export class HmpSession {
     } catch (error) {
       shown = `Error: ${errorMessage(error)}\n`;
     }
-    this.#write(shown + HMP_PROMPT);
+    await this.#write(shown + HMP_PROMPT);
   }
 
   /** In order with the lines before. */

@@ -110,6 +110,17 @@ abstract class MonitorFuzz {
   protected abstract converse(scene: Scene, prng: Prng): Promise<void>;
 
   async run(seed: number): Promise<void> {
+    // A name without a folder is a file, too.
+    const former = process.cwd();
+    process.chdir(this.#base);
+    try {
+      await this.#run(seed);
+    } finally {
+      process.chdir(former);
+    }
+  }
+
+  async #run(seed: number): Promise<void> {
     const scene = await Scene.open(this.#base, seed);
     try {
       await inTime(this.converse(scene, new Prng(seed)), "the conversation");
