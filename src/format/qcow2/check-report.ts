@@ -69,9 +69,14 @@ export class CheckTally implements CheckResult {
 
   tell(line: string): void {
     this.#told++;
-    if (this.#told <= FINDINGS_MAX) this.#tell?.(line);
+    if (this.#told <= FINDINGS_MAX) this.#tell?.(printable(line));
     else if (this.#told === FINDINGS_MAX + 1) this.#tell?.("More findings are counted, but not listed.");
   }
+}
+
+/** Names in an image may hold anything; what would steer a terminal is shown as a code. */
+function printable(line: string): string {
+  return line.replace(/\p{Cc}/gu, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`);
 }
 
 export function verdictOf(result: CheckResult): CheckVerdict {

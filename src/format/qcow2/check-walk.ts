@@ -65,7 +65,7 @@ export async function countReferences(
   await walkL1(walk, header.l1TableOffset, header.l1Size, true);
   for (const snapshot of snapshots.snapshots) {
     const name = `snapshot ${snapshot.id} (${snapshot.name})`;
-    if (snapshot.l1TableOffset % geometry.clusterSize !== 0) {
+    if (snapshot.l1TableOffsetLow % geometry.clusterSize !== 0) {
       walk.tally?.corruption(
         `${name} l1_offset: L1 table is not cluster aligned; snapshot table entry corrupted`,
       );

@@ -6,7 +6,8 @@
 //   2. Where refcounts are so narrow that they cannot tell how often a cluster is named, the names that are
 //      too many get a copy of it.
 //   3. What is lost is told, by guest offset.
-//   4. Memory: counts of one window of clusters twice (64 MiB each), one table, one chunk of an L1 table.
+//   4. Memory: counts of one window of clusters twice (64 MiB each), a bit for each of its clusters, one
+//      table, one chunk of an L1 table.
 
 import { writeU64 } from "../../base/bytes.ts";
 import { BlockError } from "../../base/errors.ts";
@@ -77,8 +78,8 @@ class TableMender {
   #all!: ReferenceCounts;
   #toTables!: ReferenceCounts;
   #world!: EntryWorld;
-  /** Tables that several L1 entries name and that are done. */
-  readonly #done = new Set<number>();
+  /** A bit for each cluster of the window: a table that several L1 entries name, and that is done. */
+  #done!: Uint8Array;
   #tail: number;
   #copies = 0;
   #lost = 0;
@@ -100,6 +101,7 @@ class TableMender {
 
   async mendWindow(window: Window): Promise<void> {
     const { geometry } = this.#image;
+    this.#done = new Uint8Array(divideUp(window.end - window.first, 8));
     const unheard = new CheckTally();
     // Wide counts, whatever the image's refcounts can hold.
     const wide = { ...this.#image, geometry: { ...geometry, refcountBits: 64 } };
@@ -208,11 +210,13 @@ class TableMender {
     const names = this.#toTables.get(cluster);
     const others = this.#all.get(cluster) - names;
     const tooMany = this.#all.get(cluster) > this.#refcountMax;
-    if (names > 1 && this.#done.has(offset) && !tooMany) return false;
+    const bit = cluster - this.#all.window.first;
+    const done = (this.#done[bit >> 3]! & (1 << (bit & 7))) !== 0;
+    if (names > 1 && done && !tooMany) return false;
     await file.read(offset, geometry.clusterSize, this.#table, 0);
     for (let i = 0; i < this.#words.length; i++) this.#words[i] = this.#table.readUInt32BE(i * 4);
     const changed = await this.#mendEntries(l1, index);
-    if (names > 1) this.#done.add(offset);
+    this.#done[bit >> 3]! |= 1 << (bit & 7);
     if (changed)
       for (let i = 0; i < this.#words.length; i++) this.#table.writeUInt32BE(this.#words[i]!, i * 4);
     if (tooMany || others > 0) {

@@ -27,7 +27,7 @@ afterAll(() => rmSync(directory, { recursive: true, force: true }));
 const path = join(directory, "image.qcow2");
 
 /** Damaged images per shape; `STRATA_FUZZ_ROUNDS` and `STRATA_FUZZ_SEED` for a long run. */
-const ROUNDS = Number(process.env["STRATA_FUZZ_ROUNDS"] ?? 4);
+const ROUNDS = Number(process.env["STRATA_FUZZ_ROUNDS"] ?? 3);
 const SEED = Number(process.env["STRATA_FUZZ_SEED"] ?? 77);
 const DISK_BYTES = 4 * MiB;
 

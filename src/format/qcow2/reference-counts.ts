@@ -10,8 +10,13 @@ import { maxRefcount } from "./refcount-width.ts";
 export const WINDOW_CLUSTERS = 64 * 1024 * 1024;
 /** Clusters of which is known together whether any is referred to. */
 const GROUP_CLUSTERS = 4096;
-/** Counts from here on stand in a map. */
+/**
+ * Counts from here on stand in wide counts, 16 KiB for a group of clusters: with more snapshots than that all
+ * clusters may have them, 256 MiB for a window.
+ */
 const LARGE = 255;
+/** More references than anybody waits for. */
+const COUNTED_MAX = 0xffff_ffff;
 
 /** Where an image file is cut into windows. */
 export interface Window {
@@ -28,7 +33,7 @@ export class ReferenceCounts {
   readonly #fileBytes: number;
   readonly #max: number;
   readonly #small: Uint8Array;
-  readonly #large = new Map<number, number>();
+  readonly #large: (Uint32Array | undefined)[] = [];
   /** A byte per group: not 0 where it has counts. Most of a sparse file has none. */
   readonly #groups: Uint8Array;
   readonly #tally: CheckTally;
@@ -39,7 +44,7 @@ export class ReferenceCounts {
     this.window = window;
     this.#clusterSize = geometry.clusterSize;
     this.#fileBytes = fileBytes;
-    this.#max = maxRefcount(Math.log2(geometry.refcountBits));
+    this.#max = Math.min(COUNTED_MAX, maxRefcount(Math.log2(geometry.refcountBits)));
     this.#small = new Uint8Array(window.end - window.first);
     this.#groups = new Uint8Array(Math.ceil((window.end - window.first) / GROUP_CLUSTERS));
     this.#tally = tally;
@@ -50,8 +55,9 @@ export class ReferenceCounts {
   }
 
   get(cluster: number): number {
-    const count = this.#small[cluster - this.window.first]!;
-    return count < LARGE ? count : this.#large.get(cluster)!;
+    const at = cluster - this.window.first;
+    const count = this.#small[at]!;
+    return count < LARGE ? count : this.#large[Math.floor(at / GROUP_CLUSTERS)]![at % GROUP_CLUSTERS]!;
   }
 
   /** The first cluster from `cluster` on, below `end`, that may be referred to; `end` where there is none. */
@@ -89,10 +95,7 @@ export class ReferenceCounts {
     const at = cluster - this.window.first;
     const count = this.#small[at]!;
     if (count < LARGE) this.#small[at] = count - 1;
-    else if (this.#large.get(cluster) === LARGE) {
-      this.#large.delete(cluster);
-      this.#small[at] = LARGE - 1;
-    } else this.#large.set(cluster, this.#large.get(cluster)! - 1);
+    else this.#setLarge(at, this.get(cluster) - 1);
   }
 
   #increment(cluster: number): void {
@@ -108,8 +111,15 @@ export class ReferenceCounts {
       this.#small[at] = count + 1;
       return;
     }
-    this.#small[at] = LARGE;
-    this.#large.set(cluster, (this.#large.get(cluster) ?? LARGE - 1) + 1);
+    this.#setLarge(at, count === LARGE ? this.get(cluster) + 1 : LARGE);
+  }
+
+  /** A count that was large, or is now. */
+  #setLarge(at: number, count: number): void {
+    this.#small[at] = Math.min(count, LARGE);
+    const group = Math.floor(at / GROUP_CLUSTERS);
+    this.#large[group] ??= new Uint32Array(GROUP_CLUSTERS);
+    this.#large[group][at % GROUP_CLUSTERS] = count;
   }
 }
 

@@ -21,6 +21,8 @@ export interface Snapshot {
   readonly id: string;
   readonly name: string;
   readonly l1TableOffset: number;
+  /** Its low half, for an offset that is nonsense: whether it is aligned is told by it alone. */
+  readonly l1TableOffsetLow: number;
   /** Entries. */
   readonly l1Size: number;
   readonly dateSeconds: number;
@@ -94,6 +96,7 @@ function parseEntry(
   const idAt = extraAt + extraBytes;
   return {
     l1TableOffset: readU64OrInfinity(area, at),
+    l1TableOffsetLow: area.readUInt32BE(at + 4),
     l1Size: area.readUInt32BE(at + 8),
     dateSeconds: area.readUInt32BE(at + 16),
     dateNanoseconds: area.readUInt32BE(at + 20),
