@@ -57,6 +57,7 @@ test("entries of any length, one after the other", () => {
       id: "1",
       name: "before the upgrade",
       l1TableOffset: 0x30000,
+      l1TableOffsetLow: 0x30000,
       l1Size: 7,
       dateSeconds: 1700000000,
       dateNanoseconds: 123456789,
