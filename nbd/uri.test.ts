@@ -24,7 +24,8 @@ describe("NBD URIs", () => {
     ["nbd+unix:///x", /socket=PATH/],
     ["nbd+unix://host/x?socket=/s", /socket=PATH/],
     ["nbd://h/%zz", /percent/],
-    ["nbds://host/x", /not supported/],
+    ["nbds://host/x", /TLS is not supported here/],
+    ["nbds+unix:///x?socket=/s", /TLS is not supported here/],
     ["http://host/x", /not supported/],
   ])("refuses %s and says why", (uri, message) => {
     expect(() => parseNbdUri(uri)).toThrow(message);

@@ -30,6 +30,12 @@ export function parseNbdUri(uri: string): NbdTarget {
       }
       return { address: { path: socket }, exportName };
     }
+    case "nbds":
+    case "nbds+unix":
+      throw new BlockError(
+        "ENOTSUP",
+        `'${uri}': TLS is not supported here, nor by the kernel's driver; use a unix socket or a tunnel`,
+      );
     default:
       throw new BlockError("ENOTSUP", `'${uri}': scheme ${scheme} is not supported; use nbd or nbd+unix`);
   }
