@@ -12,9 +12,9 @@ import { Prng } from "../../base/prng.ts";
 import { MiB } from "../../base/units.ts";
 import { MemoryFile } from "../../sys/memory-file.ts";
 import { checkImage } from "./check.ts";
-import { imageCheck, verdictOf } from "./check-report.ts";
+import { type CheckResult, imageCheck, verdictOf } from "./check-report.ts";
 import { createQcow2 } from "./create.ts";
-import { hostImageFile } from "./image-file.ts";
+import { hostImageFile, type ImageFile } from "./image-file.ts";
 import { repairImage } from "./repair.ts";
 import { JournaledFile, undoRepair } from "./repair-journal.ts";
 import { damageTables } from "./testing/damage.ts";
@@ -116,6 +116,42 @@ test.each([
       expect(after.subarray(0, MiB).equals(content), `${entry} ${bit}`).toBe(true);
     }
   }
+});
+
+test("a repair that is killed at any write can be undone, and can be done again (seed 6)", async () => {
+  const random = new Prng(6);
+  const host = new MemoryFile({ path: "memory.qcow2" });
+  await createQcow2(hostImageFile(host), { size: MiB, clusterSize: 4096, preallocation: "metadata" });
+  const original = host.content(0, host.size);
+  let kills = 0;
+  for (let round = 0; round < 12; round++) {
+    const damaged = damageTables(original, random);
+    for (let kill = 1; ; kill++) {
+      const image = MemoryImage.from(damaged);
+      const journal = new MemoryImage();
+      let left = kill;
+      const write = image.write.bind(image);
+      image.write = (offset, bytes, buffer, at) => {
+        left--;
+        // Torn: half of it is there.
+        if (left === 0) write(offset, bytes >> 1, buffer, at);
+        if (left <= 0) throw new BlockError("EIO", "killed");
+        write(offset, bytes, buffer, at);
+      };
+      const repair = (file: ImageFile) => repairImage(file, "all", { mendTables: true });
+      const journaled = new JournaledFile(image, async () => journal);
+      await repair(journaled).catch((error: unknown) => expect(error).toBeInstanceOf(BlockError));
+      image.write = write;
+      if (left > 0) break;
+      kills++;
+      const again = MemoryImage.from(image.bytes());
+      const result = await repair(again).catch((error: unknown) => error);
+      if (!(result instanceof BlockError)) expect(verdictOf(result as CheckResult)).toBe("clean");
+      await undoRepair(image, journal);
+      expect(image.bytes().equals(damaged), `round ${round}, write ${kill}`).toBe(true);
+    }
+  }
+  expect(kills).toBeGreaterThan(20);
 });
 
 describe.skipIf(!hasQemu)(`repair all, of damaged tables (seed ${SEED})`, () => {
