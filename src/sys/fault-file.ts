@@ -1,6 +1,7 @@
 // A HostFile over another one, for tests: fails chosen calls, delays completions, counts, and records writes.
 //
-//   1. A failed call has not reached the file below.
+//   1. A failed call has not reached the file below; a write that fails in part has reached it with its first
+//      half.
 //   2. A delayed call reaches it late or is answered late, either way; so callers see both completions and
 //      overlap.
 //   3. Everything follows from the seed of the generator that the delays were made with.
@@ -21,6 +22,8 @@ export interface Fault {
   readonly nth?: number;
   /** How many calls fail from there on. Default 1. */
   readonly times?: number;
+  /** A write leaves its first half behind, as after a short write whose rest failed. */
+  readonly inPart?: boolean;
   /** Only calls that touch this range. */
   readonly range?: { readonly offset: number; readonly bytes: number };
 }
@@ -79,18 +82,21 @@ export class FaultFile implements HostFile {
   }
 
   write(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
-    return this.#call("write", offset, bytes, () => {
-      this.#record("write", offset, bytes, buffer, at);
-      return this.#inner.write(offset, bytes, buffer, at);
-    });
+    const write = (length: number) => {
+      this.#record("write", offset, length, buffer, at);
+      return this.#inner.write(offset, length, buffer, at);
+    };
+    return this.#call("write", offset, bytes, () => write(bytes), write);
   }
 
   writeVector(offset: number, parts: readonly Buffer[]): Completion {
     const bytes = parts.reduce((sum, part) => sum + part.length, 0);
-    return this.#call("write", offset, bytes, () => {
+    const write = () => {
       if (this.recording) this.#record("write", offset, bytes, Buffer.concat(parts, bytes), 0);
       return this.#inner.writeVector(offset, parts);
-    });
+    };
+    const writePart = (length: number) => this.#inner.write(offset, length, Buffer.concat(parts, bytes), 0);
+    return this.#call("write", offset, bytes, write, writePart);
   }
 
   /**
@@ -157,32 +163,38 @@ export class FaultFile implements HostFile {
     return this.#inner.close();
   }
 
-  #call(kind: FaultKind, offset: number, bytes: number, work: () => Completion): Completion {
+  #call(
+    kind: FaultKind,
+    offset: number,
+    bytes: number,
+    work: () => Completion,
+    workInPart?: (bytes: number) => Completion,
+  ): Completion {
     this.counts[kind]++;
-    const errno = this.#failure(kind, offset, bytes);
+    const fault = this.#failure(kind, offset, bytes);
     const run = () => {
-      if (errno === undefined) return work();
-      throw hostError(
-        Errno[errno],
-        `Injected: ${kind} of ${bytes} bytes at offset ${offset} of '${this.path}'`,
-      );
+      if (fault === undefined) return work();
+      const what = `Injected: ${kind} of ${bytes} bytes at offset ${offset} of '${this.path}'`;
+      const error = hostError(Errno[fault.errno], what);
+      if (fault.inPart !== true || workInPart === undefined) throw error;
+      return failAfter(workInPart(bytes >> 1), error);
     };
     const before = this.delays?.before(kind);
     const after = this.delays?.after(kind);
     return before === undefined && after === undefined ? run() : delayed(before, run, after);
   }
 
-  #failure(kind: FaultKind, offset: number, bytes: number): keyof typeof Errno | undefined {
-    let errno: keyof typeof Errno | undefined;
+  #failure(kind: FaultKind, offset: number, bytes: number): Fault | undefined {
+    let first: Fault | undefined;
     for (const entry of this.#faults) {
       const { fault } = entry;
       if (fault.kind !== "any" && fault.kind !== kind) continue;
       if (fault.range !== undefined && !overlap(fault.range, offset, bytes)) continue;
       entry.seen++;
       const nth = fault.nth ?? 1;
-      if (entry.seen >= nth && entry.seen < nth + (fault.times ?? 1)) errno ??= fault.errno;
+      if (entry.seen >= nth && entry.seen < nth + (fault.times ?? 1)) first ??= fault;
     }
-    return errno;
+    return first;
   }
 
   #record(kind: RecordedWrite["kind"], offset: number, bytes: number, buffer?: Buffer, at = 0): void {
@@ -190,6 +202,13 @@ export class FaultFile implements HostFile {
     const content = buffer === undefined ? {} : { content: Buffer.from(buffer.subarray(at, at + bytes)) };
     this.recorded.push({ kind, offset, bytes, ...content });
   }
+}
+
+function failAfter(part: Completion, error: Error): Completion {
+  if (part === undefined) throw error;
+  return part.then(() => {
+    throw error;
+  });
 }
 
 async function delayed(
