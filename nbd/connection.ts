@@ -33,6 +33,8 @@ import type { TlsAcceptor } from "./tls.ts";
 
 /** How long an ended connection may take to accept its last replies and to close its side. */
 const LINGER_MS = 5_000;
+/** The same when the server ends: images are closed only after its last connection. */
+const LINGER_AT_SHUTDOWN_MS = 1_000;
 /** A read that brought more requests than this is a flood: other connections come before the next one. */
 const REQUESTS_PER_READ_MAX = 512;
 
@@ -101,6 +103,7 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   shutDown(): void {
     if (this.#session === undefined) this.#end();
     else this.#session.shutDown();
+    if (this.#ending) this.#linger();
     this.#out.flush();
   }
 
@@ -291,10 +294,16 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
       this.destroy();
       return;
     }
-    this.#cancelTimer();
-    this.#cancelTimer = this.#host.clock.after(LINGER_MS, () => this.destroy());
+    this.#linger();
     this.#resumeInput();
     if (this.#out.idle) this.#socket.end();
+  }
+
+  /** Gives the peer time to take its last replies and to close its side. */
+  #linger(): void {
+    this.#cancelTimer();
+    const lingerMs = this.#host.closing ? LINGER_AT_SHUTDOWN_MS : LINGER_MS;
+    this.#cancelTimer = this.#host.clock.after(lingerMs, () => this.destroy());
   }
 
   #socketClosed(): void {

@@ -223,6 +223,27 @@ describe("shutdown", () => {
     await expect(Peer.connect(path)).rejects.toThrow();
   });
 
+  it("waits a second for peers that neither read nor close, also where their end had begun before", async () => {
+    const clock = new ManualClock();
+    const { server, path } = await startServer({ clock });
+    server.addExport({ name: "", backend: new MemoryBackend({ size: 1 << 20 }) });
+    const idle = await entered(path);
+    const leaving = await entered(path);
+    for (const peer of [idle, leaving]) peer.socket.allowHalfOpen = true;
+    leaving.send(compact({ type: 2, cookie: 1 }));
+    await until(() => server.clientCount("") === 1);
+    let over = false;
+    void server.close(60_000).then(() => {
+      over = true;
+    });
+    clock.advance(999);
+    for (let turn = 0; turn < 10; turn++) await new Promise((resolve) => setImmediate(resolve));
+    expect(over).toBe(false);
+    clock.advance(1);
+    await until(() => over);
+    expect(server.connectionCount).toBe(0);
+  });
+
   it("is over in bounded time though a backend hangs, and says so", async () => {
     const clock = new ManualClock();
     const { server, path } = await startServer({ clock });
