@@ -1,5 +1,5 @@
-// Hostile clients of the monitors. `STRATA_FUZZ_SEED=42 STRATA_FUZZ_CASES=1` runs one again; `scripts/fuzz qmp`
-// and so on run them for hours.
+// Hostile clients of the monitors. `STRATA_FUZZ_SEED=42 STRATA_FUZZ_CASES=1` runs one again; `scripts/fuzz
+// qmp` and so on run them for hours.
 
 import { afterAll, expect, it } from "vitest";
 import { BlockError } from "../base/errors.ts";
