@@ -29,6 +29,7 @@ const path = join(directory, "image.qcow2");
 /** Damaged images per shape; `STRATA_FUZZ_ROUNDS` and `STRATA_FUZZ_SEED` for a long run. */
 const ROUNDS = Number(process.env["STRATA_FUZZ_ROUNDS"] ?? 3);
 const SEED = Number(process.env["STRATA_FUZZ_SEED"] ?? 77);
+const GARBAGE_ROUNDS = ROUNDS * 10;
 const DISK_BYTES = 4 * MiB;
 
 const SHAPES: Record<string, string> = {
@@ -152,6 +153,31 @@ test("a repair that is killed at any write can be undone, and can be done again 
     }
   }
   expect(kills).toBeGreaterThan(20);
+});
+
+test("a repair of garbage ends, with a result or an error, and the image does not grow without bound (seed 8)", async () => {
+  const random = new Prng(8);
+  for (let round = 0; round < GARBAGE_ROUNDS; round++) {
+    const image = new MemoryImage();
+    await createQcow2(image, {
+      size: 4 * MiB,
+      clusterSize: random.pick([512, 4096, 16384]),
+      refcountBits: random.pick([1, 16, 64]),
+      extendedL2: false,
+      preallocation: "metadata",
+    });
+    const bytes = image.bytes();
+    const from = 512 + random.below(bytes.length >> 2);
+    random.fill(bytes.subarray(from, from + random.below(65536)));
+    // Snapshots and bitmaps out of nothing.
+    if (random.chance(0.5)) bytes.writeUInt32BE(random.below(5), 60);
+    if (random.chance(0.5)) bytes.writeBigUInt64BE(BigInt(4096 * random.below(30)), 64);
+    const garbage = MemoryImage.from(bytes);
+    const result = await repairImage(garbage, "all", { mendTables: true }).catch((error: unknown) => error);
+    if (result instanceof BlockError) continue;
+    expect(["clean", "incomplete"], `round ${round}`).toContain(verdictOf(result as CheckResult));
+    expect(garbage.size, `round ${round}`).toBeLessThan(bytes.length * 4 + MiB);
+  }
 });
 
 describe.skipIf(!hasQemu)(`repair all, of damaged tables (seed ${SEED})`, () => {
