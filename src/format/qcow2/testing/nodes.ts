@@ -111,10 +111,10 @@ export interface OpenImage {
 /** Opens the qcow2 image in `host` as a node, for writing unless told otherwise. */
 export async function openImage(
   host: HostFile,
-  options: Partial<Qcow2Options> & { readonly backing?: BlockNode } = {},
+  options: Partial<Qcow2Options> & { readonly backing?: BlockNode; readonly file?: BlockNode } = {},
 ): Promise<OpenImage> {
-  const { backing, readOnly = false, ...rest } = options;
-  const node = new BlockNode({ name: `image${nodes++}`, filename: host.path }, fileNode(host), readOnly);
+  const { backing, file = fileNode(host), readOnly = false, ...rest } = options;
+  const node = new BlockNode({ name: `image${nodes++}`, filename: host.path }, file, readOnly);
   if (backing !== undefined) node.setBacking(backing);
   const driver = await openQcow2(node, { ...rest, readOnly });
   node.install(driver);
