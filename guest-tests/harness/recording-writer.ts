@@ -71,6 +71,11 @@ export class RecordingWriter {
     await this.#client.disconnect();
   }
 
+  /** The daemon has ended in peace: so every write that it answered is on disk. */
+  promiseAnswered(): void {
+    for (const write of this.#answeredWrites.splice(0)) this.#promise(write);
+  }
+
   /** Lets go of the connection; answers that are still to come do not count any more. */
   abandon(): void {
     this.#stopped = true;
@@ -119,7 +124,12 @@ export class RecordingWriter {
   async #flush(): Promise<void> {
     const covered = this.#answeredWrites;
     this.#answeredWrites = [];
-    await this.#client.flush();
+    try {
+      await this.#client.flush();
+    } catch (error) {
+      this.#answeredWrites.unshift(...covered);
+      throw error;
+    }
     if (this.#stopped) return;
     for (const write of covered) this.#promise(write);
     this.flushed++;
