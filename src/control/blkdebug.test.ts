@@ -35,8 +35,7 @@ const file = (name: string) => `file.driver=file,file.filename=${directory}/${na
 const faulty = (name: string, rules: string) =>
   `file.driver=blkdebug,file.node-name=dbg-${name},file.image.driver=file,` +
   `file.image.filename=${directory}/${name},${rules}`;
-const rule = (event: string, more: string) =>
-  `file.inject-error.0.event=${event},file.inject-error.0.${more}`;
+const ONCE = "file.inject-error.0.event=l2_update,file.inject-error.0.once=on";
 
 async function jobEnds(id: string): Promise<void> {
   for (;;) {
@@ -52,10 +51,7 @@ describe("blkdebug", () => {
     daemon = await startDaemon([
       ...["--blockdev", `raw,node-name=A,read-only=on,${file("A")}`],
       ...["--blockdev", `qcow2,node-name=B,read-only=on,backing=A,${file("B")}`],
-      ...[
-        "--blockdev",
-        `qcow2,node-name=C,read-only=on,backing=B,${faulty("C", rule("l2_update", "errno=5,file.inject-error.0.once=on"))}`,
-      ],
+      ...["--blockdev", `qcow2,node-name=C,read-only=on,backing=B,${faulty("C", ONCE)}`],
       ...["--blockdev", `qcow2,node-name=D,backing=C,${file("D")}`],
     ]);
     const { graph } = daemon;
@@ -125,7 +121,8 @@ describe("blkdebug", () => {
   });
 
   it("in a backing link of an image it is refused: an image does not choose to fail", async () => {
-    const link = `json:{"driver":"blkdebug","config":"/etc/hostname","image":{"driver":"file","filename":"${directory}/A"}}`;
+    const image = { driver: "file", filename: `${directory}/A` };
+    const link = `json:${JSON.stringify({ driver: "blkdebug", config: "/etc/hostname", image })}`;
     makeQcow2Image(`${directory}/E`, SIZE, { backing: { file: link, format: "blkdebug" } });
     daemon = await startDaemon([]);
     const options = {
