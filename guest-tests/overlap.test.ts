@@ -1,5 +1,5 @@
-// A guest whose write would go over a table of its image, on the daemon: the error, the event, the mark in the
-// image. The same tests pass against the reference (STRATA_TEST_DAEMON).
+// A guest whose write would go over a table of its image, on the daemon: the error, the event, the mark in
+// the image. The same tests pass against the reference (STRATA_TEST_DAEMON).
 
 import { readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";

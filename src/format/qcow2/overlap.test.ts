@@ -12,7 +12,7 @@ import type { CorruptionReport } from "../../block/driver.ts";
 import { MemoryFile } from "../../sys/memory-file.ts";
 import { kindName, MetadataKind, MetadataPlaces } from "./metadata-places.ts";
 import { overlapChecks } from "./overlap-checks.ts";
-import { type OpenImage, openImage, readAll, writeAll } from "./testing/nodes.ts";
+import { newMemoryImage, type OpenImage, openImage, readAll, writeAll } from "./testing/nodes.ts";
 
 const hasQemu = spawnSync("qemu-img", ["--version"]).status === 0;
 const directory = mkdtempSync(join(tmpdir(), "qcow2-overlap-"));
@@ -234,6 +234,23 @@ describe.skipIf(!hasQemu)("tables", () => {
     await expect(writeAll(image.node, 0, Buffer.alloc(512, 9))).rejects.toThrow("active L2 table");
     await image.driver.close();
   });
+});
+
+test("the last look: what is in memory and belongs nowhere is not written, and the flush fails", async () => {
+  const host = await newMemoryImage({ size: 8 * MiB });
+  const { node, driver } = await openImage(host);
+  await writeAll(node, 0, Buffer.alloc(512, 1));
+  await node.flush();
+  const { image } = driver;
+  const l2 = image.l1.words[1]! & ~511;
+  const before = host.content(l2, CLUSTER);
+  await writeAll(node, MiB, Buffer.alloc(512, 1));
+  image.places.add(MetadataKind.REFCOUNT_TABLE, l2 / CLUSTER, 1);
+  await expect((async () => node.flush())()).rejects.toThrow("overlaps with refcount table");
+  await expect((async () => node.flush())()).rejects.toMatchObject({ code: "EIO" });
+  await driver.close();
+  expect(host.content(l2, CLUSTER).equals(before)).toBe(true);
+  expect(isMarkedCorrupt(host)).toBe(true);
 });
 
 test("the places: several kinds in a cluster, the lowest is told; one met twice stays when one goes", () => {

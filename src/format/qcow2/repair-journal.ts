@@ -7,7 +7,8 @@
 //   2. Records are undone from the last to the first: of a range that was written twice the oldest counts.
 //   3. A record that is cut or does not match its checksum ends the file: what it keeps was not overwritten.
 //   4. What stood past the end of the image is not kept; undoing cuts the image to its old length.
-//   5. Space that a repair frees is not given back to the host, so data that is meant stays where it was.
+//   5. Leaked clusters that go back to the host are not kept: a repair does so only where nothing but leaks
+//      was found, and then nobody has named them.
 
 import { crc32 } from "node:zlib";
 import { readU64, writeU64 } from "../../base/bytes.ts";
@@ -57,8 +58,9 @@ export class JournaledFile implements ImageFile {
     await this.#file.writeZeroes(offset, bytes, flags);
   }
 
-  /** Only a hint, and what it would destroy is not kept: the space stays. */
-  discard(): void {}
+  discard(offset: number, bytes: number) {
+    return this.#file.discard(offset, bytes);
+  }
 
   flush() {
     return this.#file.flush();
