@@ -147,11 +147,14 @@ export class Allocator {
 
   /** Looks at one more slice of the part that was there when the image was opened. */
   #scanGaps(wanted: number): number {
-    const { sliceEntries, cache } = this.#refcounts;
+    const { sliceEntries, blockEntries, cache } = this.#refcounts;
     while (this.#scan < this.#scanEnd) {
       const first = this.#scan * sliceEntries;
-      if (this.#refcounts.blockOffset(this.#refcounts.blockIndex(first)) === 0) {
-        this.#scan++;
+      const block = this.#refcounts.blockIndex(first);
+      if (this.#refcounts.blockOffset(block) === 0) {
+        // A sparse file may have any length: behind the last block there is nothing to look at.
+        const isLast = block >= this.#refcounts.table.entries;
+        this.#scan = isLast ? this.#scanEnd : ((block + 1) * blockEntries) / sliceEntries;
         continue;
       }
       const slice = cache.find(this.#scan);

@@ -1,6 +1,7 @@
 // Tables of images that mean harm; each was found by a fuzzer (`scripts/fuzz image`).
 
 import { describe, expect, it } from "vitest";
+import { BlockError } from "../../base/errors.ts";
 import { KiB, TiB } from "../../base/units.ts";
 import type { MemoryFile } from "../../sys/memory-file.ts";
 import { checkImage } from "./check.ts";
@@ -42,6 +43,18 @@ describe("a file that is long and empty", () => {
       expect(verdictOf(await checkImage(hostImageFile(host)))).toBe("clean");
     },
   );
+
+  // Gaps were looked for in each part of the file, in one turn of the loop (seed 35575).
+  it("is written to: into its gaps, then behind its end or not at all", async () => {
+    const host = await newMemoryImage({ size: 1024 * KiB, clusterSize: 512 });
+    host.truncate(2 ** 52);
+    const { node, driver } = await openImage(host);
+    await writeAll(node, 5000, Buffer.from("written"));
+    // 256 clusters have refcounts; the table cannot be made long enough for the end of the file.
+    const more = writeAll(node, 100_000, Buffer.alloc(300 * KiB, 1));
+    await expect(more).rejects.toBeInstanceOf(BlockError);
+    await driver.close();
+  });
 
   it("has its refcounts rebuilt, with references near both ends", async () => {
     const host = await newMemoryImage({ size: 64 * KiB, clusterSize: 4 * KiB });
