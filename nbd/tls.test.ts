@@ -1,3 +1,4 @@
+import net from "node:net";
 import { connect, type TLSSocket } from "node:tls";
 import { afterEach, describe, expect, it } from "vitest";
 import { ManualClock } from "../src/base/clock.ts";
@@ -9,6 +10,7 @@ import {
   compact,
   greeted,
   OPTS,
+  onCleanUp,
   option,
   optionReply,
   type Peer,
@@ -239,6 +241,33 @@ describe("hostile peers", () => {
     expect(process.memoryUsage().rss).toBeLessThan(600 << 20);
     await server.removeExport("", "hard");
   });
+
+  it.each([0, 3, 5, 40, 1000])(
+    "somebody in between who changes byte %i of a write does not get it written",
+    async (at) => {
+      const { path, server, backend } = await serve();
+      let left = Number.POSITIVE_INFINITY;
+      const between = net.createServer((client) => {
+        const onward = net.connect({ path });
+        client.on("data", (bytes: Buffer) => {
+          if (left < bytes.length) bytes[left]! ^= 1;
+          left -= bytes.length;
+          onward.write(bytes);
+        });
+        onward.on("data", (bytes) => client.write(bytes)).on("close", () => client.destroy());
+        for (const socket of [client, onward]) socket.on("error", () => {});
+      });
+      onCleanUp(() => void between.close());
+      await new Promise<void>((resolve) => between.listen(`${path}-between`, resolve));
+      const peer = await secured(`${path}-between`);
+      await enter(peer);
+      left = at;
+      peer.send(compact({ type: 1, length: 4096, payload: Buffer.alloc(4096, 1) }));
+      await peer.rest();
+      await expect.poll(() => server.connectionCount).toBe(0);
+      expect(backend.count("write")).toBe(0);
+    },
+  );
 
   it("an end in the middle of a payload is no write", async () => {
     const { path, server, backend } = await serve();
