@@ -155,7 +155,11 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
 
   #watch(): void {
     this.#socket.on("end", this.#onEnd);
-    this.#socket.on("error", (error) => this.#host.note(`a client's connection failed: ${error.message}`));
+    this.#socket.on("error", (error) => {
+      this.#host.note(`a client's connection failed: ${error.message}`);
+      // A secure socket tells of a record that is not right, and lives on.
+      this.destroy();
+    });
     this.#socket.on("close", this.#onClose);
   }
 
