@@ -35,6 +35,7 @@ export interface Bitmap {
   readonly name: string;
   /** Where its entry begins in the directory. */
   readonly entryAt: number;
+  /** Infinity from 2**53 on. */
   readonly tableOffset: number;
   readonly tableEntries: number;
   readonly flags: number;
@@ -116,7 +117,9 @@ function parseDirectory(directory: Buffer, header: Qcow2Header): Bitmap[] {
       granularityBits: directory[at + 17]!,
     };
     const type = directory[at + 16]!;
-    checkEntry(bitmap, { type, nameBytes, extraBytes, clusterSize: 2 ** header.clusterBits });
+    // Nonsense beyond 2**53 is inexact: its low half tells whether it is aligned.
+    const tableOffsetLow = directory.readUInt32BE(at + 4);
+    checkEntry(bitmap, { tableOffsetLow, type, nameBytes, extraBytes, clusterSize: 2 ** header.clusterBits });
     if (bitmaps.length === header.bitmaps!.bitmapCount) throw corrupt("More bitmaps found than specified");
     bitmaps.push(bitmap);
     at += entryBytes;
@@ -127,14 +130,19 @@ function parseDirectory(directory: Buffer, header: Qcow2Header): Bitmap[] {
 
 function checkEntry(
   bitmap: Bitmap,
-  more: { type: number; nameBytes: number; extraBytes: number; clusterSize: number },
+  more: {
+    tableOffsetLow: number;
+    type: number;
+    nameBytes: number;
+    extraBytes: number;
+    clusterSize: number;
+  },
 ): void {
   const bad =
     bitmap.tableEntries === 0 ||
     bitmap.tableEntries > TABLE_ENTRIES_MAX ||
-    !Number.isFinite(bitmap.tableOffset) ||
     bitmap.tableOffset === 0 ||
-    bitmap.tableOffset % more.clusterSize !== 0 ||
+    more.tableOffsetLow % more.clusterSize !== 0 ||
     bitmap.granularityBits < GRANULARITY_BITS_MIN ||
     bitmap.granularityBits > GRANULARITY_BITS_MAX ||
     (bitmap.flags & FLAGS_RESERVED) !== 0 ||
