@@ -14,6 +14,9 @@ import { hostileJsonLink } from "./hostile-json-link.ts";
 
 /** A file that is opened again and again. */
 export class LastingFile extends MemoryFile {
+  /** Where it may hurt: set when its parts are known. */
+  regions: readonly Region[] = [];
+
   override async close(): Promise<void> {}
 }
 
@@ -38,8 +41,14 @@ export async function hostileImage(
   const header = parseHeader(file.content(0, clusterBytes(file)), file.size);
   const regions = [...headerRegions(), ...addParts(file, header, prng), ...tableRegions(file, header)];
   addLink(file, header, prng, name, others);
+  file.regions = regions;
   if (prng.chance(0.9)) breakIt(file, regions, prng);
   return file;
+}
+
+/** Breaks an image in one or a few more places. */
+export function breakFurther(file: LastingFile, prng: Prng): void {
+  breakIt(file, file.regions, prng);
 }
 
 function clusterBytes(file: MemoryFile): number {

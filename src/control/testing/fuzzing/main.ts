@@ -21,7 +21,7 @@ const MEMORY_BYTES_MAX = 1024 ** 3;
 const LOOK_MS = 500;
 const TELL_MS = 10_000;
 
-const USAGE = `Usage: scripts/fuzz [--cases N | --hours N] [--seed S] [${Object.keys(FUZZERS).join("|")}] ...
+const USAGE = `Usage: scripts/fuzz [--cases N | --hours N | --case NAME] [--seed S] [${Object.keys(FUZZERS).join("|")}] ...
 
 Hostile images, NBD clients, QMP and HMP clients and JSON, by seed. Without a kind all of them take turns.
 A case that fails is told with the line that runs it again.
@@ -29,7 +29,7 @@ A case that fails is told with the line that runs it again.
 
 interface Finding {
   readonly kind: string;
-  readonly seed: number;
+  readonly name: string;
   readonly why: string;
 }
 
@@ -38,6 +38,8 @@ interface Plan {
   readonly cases: number;
   readonly untilMs: number;
   readonly seed: number;
+  /** One case that is to be run again. */
+  readonly only: string | undefined;
 }
 
 class Fuzzing {
@@ -54,35 +56,41 @@ class Fuzzing {
     }
   }
 
+  /** One case again. */
+  async again(kind: string, name: string): Promise<void> {
+    await this.#process(kind, 0, 1, Number.POSITIVE_INFINITY, name);
+  }
+
   /** One process; gives the seed to go on with. */
-  #process(kind: string, first: number, count: number, untilMs: number): Promise<number> {
-    const child = fork(WORKER, [kind, String(first), String(count)], {
+  #process(kind: string, first: number, count: number, untilMs: number, only?: string): Promise<number> {
+    const child = fork(WORKER, [kind, only ?? String(first), String(count)], {
       execArgv: ["--max-old-space-size=768", "--enable-source-maps"],
     });
     return new Promise((resolve) => {
       let seed = first;
+      let name = String(first);
       let sinceMs = Date.now();
       let end: number | undefined;
       child.on("message", (report: Report) => {
         if (report.kind === "trying") {
-          seed = report.seed;
+          ({ seed, name } = report);
           sinceMs = Date.now();
           this.cases.set(kind, (this.cases.get(kind) ?? 0) + 1);
-        } else if (report.kind === "failed") this.#found(kind, report.seed, report.why);
+        } else if (report.kind === "failed") this.#found(kind, report.name, report.why);
         else end = first + count;
       });
       const timer = setInterval(() => {
         if (Date.now() > untilMs) end = first + count;
         const why = this.#trouble(kind, child, Date.now() - sinceMs);
         if (why !== undefined) {
-          this.#found(kind, seed, why);
+          this.#found(kind, name, why);
           end = seed + 1;
         }
         if (end !== undefined && (why !== undefined || Date.now() > untilMs)) child.kill("SIGKILL");
       }, LOOK_MS);
       child.on("exit", (code, signal) => {
         clearInterval(timer);
-        if (end === undefined) this.#found(kind, seed, `the process ended with ${signal ?? `code ${code}`}`);
+        if (end === undefined) this.#found(kind, name, `the process ended with ${signal ?? `code ${code}`}`);
         resolve(end ?? seed + 1);
       });
     });
@@ -95,11 +103,9 @@ class Fuzzing {
     return ms > FUZZERS[kind]!.stuckMs ? `takes more than ${FUZZERS[kind]!.stuckMs / 1000} s` : undefined;
   }
 
-  #found(kind: string, seed: number, why: string): void {
-    this.findings.push({ kind, seed, why });
-    process.stdout.write(
-      `\n${kind}, seed ${seed}: ${why}\n  again: scripts/fuzz --cases 1 --seed ${seed} ${kind}\n\n`,
-    );
+  #found(kind: string, name: string, why: string): void {
+    this.findings.push({ kind, name, why });
+    process.stdout.write(`\n${kind}, case ${name}: ${why}\n  again: scripts/fuzz --case ${name} ${kind}\n\n`);
   }
 
   summary(): string {
@@ -128,6 +134,7 @@ function planOf(args: readonly string[]): Plan {
       cases: { type: "string" },
       hours: { type: "string" },
       seed: { type: "string", default: "1" },
+      case: { type: "string" },
       help: { type: "boolean", short: "h", default: false },
     },
     allowPositionals: true,
@@ -142,6 +149,7 @@ function planOf(args: readonly string[]): Plan {
     cases,
     untilMs: hours === undefined ? Number.POSITIVE_INFINITY : Date.now() + hours * 3_600_000,
     seed: numberOf("--seed", values.seed)!,
+    only: values.case,
   };
 }
 
@@ -166,7 +174,13 @@ async function main(args: readonly string[]): Promise<number> {
   const fuzzing = new Fuzzing();
   const timer = setInterval(() => process.stdout.write(`${fuzzing.summary()}\n`), TELL_MS);
   const turn = plan.kinds.length === 1 ? CASES_PER_PROCESS : TURN_CASES;
-  for (let done = 0; done < plan.cases && Date.now() < plan.untilMs; done += turn) {
+  const { only } = plan;
+  if (only !== undefined) for (const kind of plan.kinds) await fuzzing.again(kind, only);
+  for (
+    let done = only === undefined ? 0 : plan.cases;
+    done < plan.cases && Date.now() < plan.untilMs;
+    done += turn
+  ) {
     for (const kind of plan.kinds) {
       await fuzzing.run(kind, plan.seed + done, Math.min(turn, plan.cases - done), plan.untilMs);
     }
