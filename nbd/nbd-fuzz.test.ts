@@ -5,7 +5,7 @@ import { compact, concat, OPTS, option, optionReply, simpleReply, str, u16, u32 
 
 /** `STRATA_FUZZ_SEED=42 STRATA_FUZZ_CASES=1` runs one again; `scripts/fuzz nbd` runs millions. */
 const FIRST = Number(process.env["STRATA_FUZZ_SEED"] ?? 1);
-const CASES = Number(process.env["STRATA_FUZZ_CASES"] ?? 1500);
+const CASES = Number(process.env["STRATA_FUZZ_CASES"] ?? 1000);
 
 it(`survives ${CASES} hostile clients, from seed ${FIRST}`, async () => {
   const fuzz = new NbdFuzz();

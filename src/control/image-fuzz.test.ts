@@ -3,7 +3,7 @@ import { ImageFuzz } from "./testing/image-fuzz.ts";
 
 /** `STRATA_FUZZ_SEED=42 STRATA_FUZZ_CASES=1` runs one again; `scripts/fuzz image` runs them for hours. */
 const FIRST = Number(process.env["STRATA_FUZZ_SEED"] ?? 1);
-const CASES = Number(process.env["STRATA_FUZZ_CASES"] ?? 200);
+const CASES = Number(process.env["STRATA_FUZZ_CASES"] ?? 100);
 
 it(`survives ${CASES} hostile chains, from seed ${FIRST}`, async () => {
   const fuzz = new ImageFuzz();
@@ -13,5 +13,5 @@ it(`survives ${CASES} hostile chains, from seed ${FIRST}`, async () => {
     });
   }
   // Otherwise it would only test the header.
-  if (CASES > 100) expect(fuzz.opened).toBeGreaterThan(CASES / 2);
+  if (CASES >= 100) expect(fuzz.opened).toBeGreaterThan(CASES / 2);
 });

@@ -23,8 +23,8 @@ afterAll(() => {
 });
 
 it.each([
-  ["QMP", qmp, 30],
-  ["HMP", hmp, 20],
+  ["QMP", qmp, 20],
+  ["HMP", hmp, 15],
   ["JSON", new JsonFuzz(), 1500],
 ])("%s survives hostile clients", async (_, fuzz, usual) => {
   const cases = Number(CASES ?? usual);

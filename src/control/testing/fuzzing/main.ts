@@ -1,3 +1,4 @@
+#!/usr/bin/env node
 // `scripts/fuzz`: hostile images and peers for as long as one likes.
 //
 //   1. Every case follows from its kind and its seed, which are told when it fails: the same line runs it
@@ -21,10 +22,10 @@ const MEMORY_BYTES_MAX = 1024 ** 3;
 const LOOK_MS = 500;
 const TELL_MS = 10_000;
 
-const USAGE = `Usage: scripts/fuzz [--cases N | --hours N | --case NAME] [--seed S] [${Object.keys(FUZZERS).join("|")}] ...
+const USAGE = `Usage: scripts/fuzz [--cases N | --hours N | --case NAME] [--seed S] [KIND] ...
 
-Hostile images, NBD clients, QMP and HMP clients and JSON, by seed. Without a kind all of them take turns.
-A case that fails is told with the line that runs it again.
+Hostile images, NBD clients, QMP and HMP clients and JSON, by seed. KIND: ${Object.keys(FUZZERS).join(", ")};
+without one all of them take turns. A case that fails is told with the line that runs it again.
 `;
 
 interface Finding {
