@@ -2,10 +2,12 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { PassThrough } from "node:stream";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { Daemon } from "./daemon.ts";
 import { runStep } from "./daemon-steps.ts";
+import { QmpMonitor } from "./qmp-monitor.ts";
 import { MonitorClient } from "./testing/conversation.ts";
 import { endDaemon, startDaemon } from "./testing/daemon-in-process.ts";
 import { makeQcow2Image, makeRawImage } from "./testing/image-fixtures.ts";
@@ -220,6 +222,20 @@ describe("the end", () => {
     expect(await client.nextMessage()).toEqual({ return: {}, id: 1 });
     await daemon.quitRequested;
     expect([...daemon.graph.nodes]).toEqual([]);
+  });
+
+  it("carries out what stood in a pipe before its end", async () => {
+    const [input, output] = [new PassThrough(), new PassThrough()];
+    new QmpMonitor(daemon, { pretty: false }).opened({ input, output, close: () => undefined });
+    const commands = ["qmp_capabilities", ...Array<string>(20).fill("query-jobs"), "quit"];
+    input.end(commands.map((execute) => JSON.stringify({ execute })).join("\n"));
+    await daemon.quitRequested;
+    const lines = String(output.read()).trim().split("\r\n");
+    expect(lines.slice(1).map((line) => JSON.parse(line))).toEqual([
+      { return: {} },
+      ...Array.from({ length: 20 }, () => ({ return: [] })),
+      { return: {} },
+    ]);
   });
 
   it("waits for commands that are under way, and refuses later ones", async () => {

@@ -5,6 +5,7 @@
 //      Between two of them guests and other clients have a turn, however many came at once.
 //   3. A client that sends without reading is slowed: beyond a few waiting commands, its input is not read.
 //      One that does not read events is hung up on before it costs memory without bound.
+//   4. What stood in a pipe or a file before its end is carried out, as in the reference.
 
 import type { Writable } from "node:stream";
 import { BlockError, ERROR_CODES, errorCode, errorMessage } from "../base/errors.ts";
@@ -55,6 +56,7 @@ class QmpSession {
   #running = false;
   #negotiated = false;
   #gone = false;
+  #ended = false;
   #stopListening = () => {};
 
   constructor(daemon: Daemon, peer: Peer, pretty: boolean) {
@@ -74,10 +76,18 @@ class QmpSession {
     });
     const { input } = this.#peer;
     input?.on("data", (bytes: Buffer) => this.#stream.feed(bytes));
-    input?.once("close", () => this.#left());
-    input?.once("end", () => this.#left());
+    input?.once("end", () => this.#inputEnded());
+    input?.once("close", () => {
+      if (!this.#ended) this.#left();
+    });
     this.#send({ QMP: { version: VERSION_INFO, capabilities: [] } });
     input?.resume();
+  }
+
+  /** A socket is gone for both directions; behind the end of a pipe there may be somebody who reads on. */
+  #inputEnded(): void {
+    this.#ended = this.#running && this.#peer.input !== this.#peer.output;
+    if (!this.#ended) this.#left();
   }
 
   #left(): void {
@@ -101,6 +111,7 @@ class QmpSession {
       if (this.#waiting.length > 0) await this.#daemon.clock.turn();
     }
     this.#running = false;
+    if (this.#ended) this.#left();
   }
 
   async #answer(waiting: Waiting): Promise<Record<string, unknown>> {
