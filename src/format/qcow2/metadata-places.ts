@@ -52,7 +52,8 @@ export class MetadataPlaces {
   readonly checks: number;
   readonly #clusterSize: number;
   readonly #kinds = new Map<number, number>();
-  readonly #filter = new Uint8Array(FILTER_CLUSTERS / 8);
+  /** Empty before the first table: an image that is open for reading only never has one. */
+  #filter = new Uint8Array(0);
 
   constructor(clusterSize: number, checks: number) {
     this.#clusterSize = clusterSize;
@@ -70,6 +71,7 @@ export class MetadataPlaces {
   }
 
   add(kind: number, first: number, count: number): void {
+    if (this.#filter.length === 0) this.#filter = new Uint8Array(FILTER_CLUSTERS / 8);
     for (let cluster = first; cluster < first + count; cluster++) {
       const before = this.#kinds.get(cluster) ?? 0;
       const twice = (before & kind) << TWICE_SHIFT;
