@@ -1,9 +1,9 @@
 // kill -9 in the middle of a merge and around its end, while a guest writes and flushes; and SIGTERM.
 //
-// After each kill -9: the chain opens, and is the old one or the new one; no image has errors; every write that
-// a flush had promised is there; our daemon opens the chain again, repairs what leaked, and streaming again
-// completes. SIGTERM: it ends in time with code 0, whatever its clients do; then every write that was answered
-// is there, no image has leaks, and none is marked as in use.
+// After each kill -9: the chain opens, and is the old one or the new one; no image has errors; every write
+// that a flush had promised is there; our daemon opens the chain again, repairs what leaked, and streaming
+// again completes. SIGTERM: it ends in time with code 0, whatever its clients do; then every write that was
+// answered is there, no image has leaks, and none is marked as in use.
 
 import { readFileSync } from "node:fs";
 import { createConnection } from "node:net";

@@ -18,12 +18,9 @@ async function run(seed: number): Promise<void> {
     await runWholeStack({ seed });
   } catch (error) {
     const words = error instanceof Error ? error.message : String(error);
-    throw new Error(
-      `seed ${seed}: ${words}; repeat: scripts/property-test --only whole-stack --runs 1 --seed ${seed}`,
-      {
-        cause: error,
-      },
-    );
+    throw new Error(`seed ${seed}: ${words}; repeat: scripts/property-test --runs 1 --seed ${seed}`, {
+      cause: error,
+    });
   }
 }
 

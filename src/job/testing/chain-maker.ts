@@ -14,13 +14,18 @@ export interface ChainOptions {
   readonly folder?: string;
   /** Sizes that are no multiple of 512. Default true. */
   readonly oddSizes?: boolean;
+  /** Sizes of clusters, one of which is that of most images; default: from 512 bytes to 64 KiB. */
+  readonly units?: readonly number[];
 }
+
+const UNITS = [512, 512, 512, 1024, 1024, 4096, 4096, 4096, 16384, 65536];
 
 export class Chain {
   readonly #host: MemoryHost;
   readonly #prng: Prng;
   readonly #folder: string;
   readonly #oddSizes: boolean;
+  readonly #units: readonly number[];
   /** Path of the image that the guest writes. */
   top = "";
   #size = 0;
@@ -32,13 +37,14 @@ export class Chain {
     this.#prng = prng;
     this.#folder = options.folder ?? "/disks";
     this.#oddSizes = options.oddSizes ?? true;
+    this.#units = options.units ?? UNITS;
   }
 
   /** Makes the images, with something in each, and tells what the topmost shows. */
   async make(): Promise<Buffer> {
     const prng = this.#prng;
     // Large clusters show little that small ones do not, and cost most of the time.
-    this.#unit = prng.pick([512, 512, 512, 1024, 1024, 4096, 4096, 4096, 16384, 65536]);
+    this.#unit = prng.pick(this.#units);
     const depth = prng.between(2, 5);
     let seen: Buffer = Buffer.alloc(0);
     for (let layer = 0; layer < depth; layer++) {

@@ -19,7 +19,7 @@ export class MemoryHost {
   /** Files that are open, by path; one that may be written to is open once. */
   readonly open = new Map<string, number>();
   delays: Delays | undefined;
-  /** Put over every file that is opened, nearest to the memory; for crash tests. */
+  /** Put over every file that is opened, nearest to the memory; for tests. */
   wrap: (file: HostFile) => HostFile = (file) => file;
 
   file(path: string): MemoryFile {
