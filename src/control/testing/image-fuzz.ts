@@ -27,8 +27,8 @@ import { breakFurther, hostileImage, type LastingFile } from "./hostile-image.ts
 
 /** What one step may ask for in buffers, all in all: tables have bounds of 32 and 64 MiB. */
 const STEP_BYTES_MAX = 512 * MiB;
-/** Ten times what the slowest steps take: the machine may be busy. */
-const STEP_MS_MAX = 15_000;
+/** Several times what the slowest steps take (files of 2**31 clusters): the machine may be busy. */
+const STEP_MS_MAX = 30_000;
 const NAMES = ["/images/top", "/images/middle", "/images/base"];
 
 interface Touched {

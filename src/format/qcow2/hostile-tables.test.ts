@@ -56,6 +56,15 @@ describe("a file that is long and empty", () => {
     await driver.close();
   });
 
+  // How many refcount blocks the end of the file needs was counted one by one (400157+400253+400573).
+  it("says at once that it is too long when a table is to stand behind its end", async () => {
+    const host = await newMemoryImage({ size: 256 * KiB, clusterSize: 512, refcountBits: 64 });
+    host.truncate(2 ** 52);
+    const { node, driver } = await openImage(host);
+    await expect((async () => node.truncate(1024 * 1024 * KiB))()).rejects.toBeInstanceOf(BlockError);
+    await driver.close();
+  });
+
   it("has its refcounts rebuilt, with references near both ends", async () => {
     const host = await newMemoryImage({ size: 64 * KiB, clusterSize: 4 * KiB });
     const { node, driver } = await openImage(host);
