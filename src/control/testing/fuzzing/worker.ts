@@ -31,6 +31,9 @@ function failed(error: unknown): void {
 process.on("uncaughtException", failed);
 process.on("unhandledRejection", failed);
 
+// Nobody watches any more.
+process.once("disconnect", () => process.exit());
+
 const fuzzer = make();
 
 async function attempt(seed: number, seeds: readonly number[]): Promise<void> {
