@@ -427,6 +427,19 @@ describe("setWritable", () => {
     expect([node.readOnly, file.readOnly]).toEqual([true, true]);
   });
 
+  it("does what is asked last, when it is asked again before it is done", async () => {
+    const { world, graph, named } = chain("A B");
+    const gate = new Gate((call) => call.operation === "setReadOnly");
+    world.driver("B").before = gate.before;
+    const appended = graph.append(named["B"]!, world.image("S", { size: SIZE }));
+    await gate.arrival();
+    const opened = graph.setWritable(named["B"]!, true);
+    gate.open();
+    await Promise.all([appended, opened]);
+    expect(named["B"]!.readOnly).toBe(false);
+    await named["B"]!.write(0, 512, Buffer.alloc(512, 7), 0);
+  });
+
   it("keeps others from becoming the file's writer while it reopens it", async () => {
     const { world, graph, file, node } = formatOverFile(true);
     const gate = new Gate((call) => call.operation === "setWritable");

@@ -60,6 +60,8 @@ export class Graph {
   guestRequests = 0;
   readonly #nodes = new Map<string, BlockNode>();
   readonly #reserved = new Set<string>();
+  /** Nodes that are being reopened. */
+  readonly #reopening = new Map<BlockNode, Promise<boolean>>();
   readonly #logger: Logger;
   #generated = 100;
   #changing: Promise<unknown> = Promise.resolve();
@@ -304,10 +306,26 @@ export class Graph {
   }
 
   /**
-   * Reopens a node, and the file below it, for writing or for reading only. On an error it stays as it was.
+   * Reopens a node, and the file below it, for writing or for reading only. On an error it stays as it was. One
+   * after the other: who asks next finds what came of the one before. Tells whether anything was to be changed.
    */
-  async setWritable(node: BlockNode, writable: boolean): Promise<void> {
-    if (node.readOnly !== writable) return;
+  async setWritable(node: BlockNode, writable: boolean): Promise<boolean> {
+    for (;;) {
+      const before = this.#reopening.get(node);
+      if (before === undefined) break;
+      await before.catch(() => false);
+    }
+    const reopening = this.#reopen(node, writable);
+    this.#reopening.set(node, reopening);
+    try {
+      return await reopening;
+    } finally {
+      this.#reopening.delete(node);
+    }
+  }
+
+  async #reopen(node: BlockNode, writable: boolean): Promise<boolean> {
+    if (node.readOnly !== writable) return false;
     const links = this.#linksReopenedWith(node);
     const before = links.map(({ needs }) => needs);
     try {
@@ -319,6 +337,7 @@ export class Graph {
       throw error;
     }
     if (!writable) for (const link of links) link.needs = Permission.CONSISTENT_READ;
+    return true;
   }
 
   /** From `node` down to the file of the host, through filters that are reopened along. */

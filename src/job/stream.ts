@@ -138,10 +138,8 @@ export class StreamJob extends Job {
     // The layers are held before the first await, so that nobody closes them.
     for (const node of this.#merged)
       this.#uses.push(this.#graph.use(node, this.#claim("intermediate node", 0)));
-    if (this.#top.readOnly) {
-      await this.#graph.setWritable(this.#top, true);
-      this.#openedForWriting = true;
-    }
+    // Asked in any case: a snapshot may be about to make it read-only.
+    this.#openedForWriting = await this.#graph.setWritable(this.#top, true);
     this.#uses.push(this.#graph.use(this.#top, this.#claim("main node", Permission.WRITE_UNCHANGED)));
   }
 
