@@ -306,8 +306,9 @@ export class Graph {
   }
 
   /**
-   * Reopens a node, and the file below it, for writing or for reading only. On an error it stays as it was. One
-   * after the other: who asks next finds what came of the one before. Tells whether anything was to be changed.
+   * Reopens a node, and the file below it, for writing or for reading only. On an error it stays as it was.
+   * One after the other: who asks next finds what came of the one before. Tells whether anything was to be
+   * changed.
    */
   async setWritable(node: BlockNode, writable: boolean): Promise<boolean> {
     for (;;) {
