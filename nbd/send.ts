@@ -23,6 +23,12 @@ export function descriptorOf(socket: net.Socket): number {
   return (name === "Pipe" || name === "TCP") && typeof handle.fd === "number" ? handle.fd : -1;
 }
 
+/** The same for a unix socket; -1 for all others. */
+export function localDescriptorOf(socket: net.Socket): number {
+  const { _handle: handle } = socket as unknown as WithHandle;
+  return handle?.constructor.name === "Pipe" ? descriptorOf(socket) : -1;
+}
+
 /**
  * Bytes of `pieces` that the system took at once; 0 also after an error, which the stream will meet and tell.
  * The socket's stream must have nothing to write.

@@ -7,6 +7,7 @@ import { Connection, type ConnectionHost } from "./connection.ts";
 import { checkExport, type NbdExport } from "./export.ts";
 import { FailureLog } from "./failure-log.ts";
 import { type ListenAddress, type Listener, listen } from "./listen.ts";
+import { localDescriptorOf } from "./send.ts";
 import { TlsAcceptor, type TlsPolicy } from "./tls.ts";
 
 export const MAX_CONNECTIONS_DEFAULT = 100;
@@ -33,6 +34,8 @@ export interface NbdServerOptions {
    * they are what the process gives to new files.
    */
   readonly bindSocket?: (bind: () => void) => void;
+  /** Told the descriptor of each client of a unix socket, to set what the system offers there. */
+  readonly onLocalClient?: (descriptor: number) => void;
   /** Lets clients in over TLS only. Without it there is no TLS. */
   readonly tls?: TlsPolicy;
   readonly clock?: Clock;
@@ -65,6 +68,7 @@ export class NbdServer {
   readonly #defaultExport: string;
   readonly #clearStaleSocket: (path: string) => Promise<void>;
   readonly #bindSocket: (bind: () => void) => void;
+  readonly #onLocalClient: ((descriptor: number) => void) | undefined;
   #maxConnections: number;
   #closing = false;
   /** Clients that wait until they are admitted; undefined: they come in at once. */
@@ -77,6 +81,7 @@ export class NbdServer {
     this.#clock = options.clock ?? systemClock;
     this.#clearStaleSocket = options.clearStaleSocket ?? (async () => {});
     this.#defaultExport = options.defaultExport ?? "";
+    this.#onLocalClient = options.onLocalClient;
     this.#bindSocket = options.bindSocket ?? ((bind) => bind());
     const tls = options.tls === undefined ? undefined : new TlsAcceptor(options.tls);
     this.#host = this.#connectionHost(options.handshakeMs ?? HANDSHAKE_MS_DEFAULT, tls);
@@ -203,6 +208,8 @@ export class NbdServer {
       socket.destroy();
       return;
     }
+    const local = localDescriptorOf(socket);
+    if (local >= 0) this.#onLocalClient?.(local);
     this.#connections.add(new Connection(socket, this.#host));
   }
 

@@ -13,6 +13,7 @@ import type { Logger } from "../base/logger.ts";
 import type { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { NbdExport } from "../export/nbd-export.ts";
+import { growSendBuffer } from "../sys/send-buffer.ts";
 import { bindError, onFreePort, removeStale, type SocketAddress } from "./chardev/socket-address.ts";
 import { exposure, type ListeningRules } from "./exposure.ts";
 import { isIdentifier } from "./identifiers.ts";
@@ -99,6 +100,7 @@ export class ExportTable {
     const server = new NbdServer({
       logger: this.#logger,
       bindSocket: bindPrivately,
+      onLocalClient: growSendBuffer,
       ...(tls === undefined ? {} : { tls }),
       ...(maxConnections === undefined ? {} : { maxConnections }),
       ...(handshakeMs === undefined ? {} : { handshakeMs }),

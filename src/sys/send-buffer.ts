@@ -1,0 +1,35 @@
+// How much the kernel keeps of what was sent to a unix socket's peer. By default that is 208 KiB: a reply of
+// 1 MiB then takes five rounds of waiting for room, each with a sleep on both sides. With twice of it reads of
+// 1 MiB get a sixth more done; still more changes nothing. TCP needs nothing of this, the kernel adapts it.
+
+import { KiB } from "../base/units.ts";
+import { loadKoffi } from "./load-koffi.ts";
+
+// asm-generic/socket.h
+const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
+
+/** The kernel doubles it, to count its own structures, and bounds it by net.core.wmem_max. */
+const SEND_BUFFER_BYTES = 208 * KiB;
+
+type SetSendBuffer = (fd: number, bytes: number) => void;
+
+let setSendBuffer: SetSendBuffer | undefined;
+
+/** Asks the kernel for 416 KiB behind the socket `fd`. A kernel that refuses leaves it as it was. */
+export function growSendBuffer(fd: number): void {
+  setSendBuffer ??= load() ?? (() => {});
+  setSendBuffer(fd, SEND_BUFFER_BYTES);
+}
+
+function load(): SetSendBuffer | undefined {
+  const koffi = process.env["STRATA_NO_FFI"] === "1" ? "off" : loadKoffi();
+  if (typeof koffi === "string") return undefined;
+  const setsockopt = koffi.load(null).func("setsockopt", "int", ["int", "int", "int", "uintptr", "uint32"]);
+  const memory = new Uint32Array(new ArrayBuffer(4));
+  const address = Number(koffi.address(memory));
+  return (fd, bytes) => {
+    memory[0] = bytes;
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, address, memory.byteLength);
+  };
+}
