@@ -124,6 +124,8 @@ export interface Driver {
   copyUp?(offset: number, bytes: number, base: BlockNode | undefined): Promise<number>;
   /** Sets the length. @throws BlockError ENOTSUP where the driver cannot. */
   truncate(size: number): Completion;
+  /** @throws BlockError when such a backing link could not be written: told before a merge begins */
+  checkBackingLink?(file: string | undefined, format: string | undefined): void;
   /** Writes the backing link durably: the commit point of a merge. Undefined: no backing any more. */
   changeBackingLink?(file: string | undefined, format: string | undefined): Promise<void>;
   /**

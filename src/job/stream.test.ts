@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { ManualClock } from "../base/clock.ts";
+import { BlockError } from "../base/errors.ts";
 import { Prng } from "../base/prng.ts";
 import { Permission } from "../block/permissions.ts";
 import { contentOf } from "../block/testing/array-world.ts";
@@ -63,6 +64,19 @@ describe("a stream", () => {
     const { bench: it, world, named } = await streamedChain();
     named["X"] = world.image("X", { size: STREAMED_BYTES, flat: true });
     await expect(it.start(named[top]!, base === undefined ? undefined : named[base])).rejects.toThrow(words);
+    expect(world.leftovers()).toEqual([]);
+    expect(it.events).toEqual([]);
+  });
+
+  it("is refused before it copies anything when its link could not be written", async () => {
+    const { bench: it, world, named } = await streamedChain();
+    Object.assign(world.driver("D"), {
+      checkBackingLink: (file: string | undefined) => {
+        throw new BlockError("ENOSPC", `the name '${file}' does not fit`);
+      },
+    });
+    await expect(it.start(named["D"]!, named["A"])).rejects.toThrow("the name 'A.img' does not fit");
+    expect(named["D"]!.readOnly).toBe(true);
     expect(world.leftovers()).toEqual([]);
     expect(it.events).toEqual([]);
   });

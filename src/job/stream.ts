@@ -121,7 +121,10 @@ export class StreamJob extends Job {
     }
     for (const node of [top, ...job.#merged]) node.refuseBlocked();
     // A base that cannot be linked is refused now, not after the copy.
-    if (!job.hasNothingToDo) job.#linkNow();
+    if (!job.hasNothingToDo) {
+      const { file, format } = job.#linkNow();
+      top.driver.checkBackingLink?.(file, format);
+    }
     try {
       await job.#hold();
     } catch (error) {

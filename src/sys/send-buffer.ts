@@ -1,6 +1,7 @@
 // How much the kernel keeps of what was sent to a unix socket's peer. By default that is 208 KiB: a reply of
-// 1 MiB then takes five rounds of waiting for room, each with a sleep on both sides. With twice of it reads of
-// 1 MiB get a sixth more done; still more changes nothing. TCP needs nothing of this, the kernel adapts it.
+// 1 MiB then takes five rounds of waiting for room, each with a sleep on both sides. With twice of it reads
+// of 1 MiB get a sixth more done; still more changes nothing. TCP needs nothing of this, the kernel adapts
+// it.
 
 import { KiB } from "../base/units.ts";
 import { loadKoffi } from "./load-koffi.ts";

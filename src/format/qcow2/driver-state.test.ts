@@ -288,6 +288,8 @@ describe("the backing link", () => {
   it("is refused when the name does not fit, and the old one stays", async () => {
     const host = await linked(512);
     const { driver } = await openImage(host);
+    expect(() => driver.checkBackingLink("n".repeat(1000), "raw")).toThrow("does not fit");
+    driver.checkBackingLink("other.qcow2", "raw");
     await expect(driver.changeBackingLink("n".repeat(1000), "raw")).rejects.toMatchObject({ code: "ENOSPC" });
     await expect(driver.changeBackingLink("n".repeat(2000), "raw")).rejects.toMatchObject({ code: "EINVAL" });
     expect(headerOf(host).backingFile).toBe("base.qcow2");

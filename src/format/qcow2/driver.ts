@@ -25,7 +25,7 @@ import { readBitmaps } from "./bitmaps.ts";
 import { CopyUp } from "./copy-up.ts";
 import { imageDetails } from "./details.ts";
 import { Grower } from "./grow.ts";
-import { writeBackingLink } from "./header-update.ts";
+import { checkBackingLink, writeBackingLink } from "./header-update.ts";
 import { Image } from "./image.ts";
 import { type Mapping, RunKind } from "./mapping.ts";
 import { readHeader, readTable } from "./open-tables.ts";
@@ -181,6 +181,10 @@ export class Qcow2Driver implements Driver {
   async truncate(size: number): Promise<void> {
     if (!this.#writing.ready) await this.#writing.begin();
     await this.#grower.growTo(size);
+  }
+
+  checkBackingLink(file: string | undefined, format: string | undefined): void {
+    checkBackingLink(this.image.header, { file, format });
   }
 
   async changeBackingLink(file: string | undefined, format: string | undefined): Promise<void> {

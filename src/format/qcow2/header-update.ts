@@ -57,6 +57,11 @@ export async function writeBackingLink(
   header.extensions = written.extensions;
 }
 
+/** @throws BlockError EINVAL, ENOSPC when the link does not fit the header as it is now */
+export function checkBackingLink(header: Qcow2Header, link: BackingLink): void {
+  serializeHeader({ ...header, backingFile: link.file, backingFormat: link.format });
+}
+
 async function commitPlan(file: BlockNode, { area, nameAt, nameEnd }: LinkPlan): Promise<void> {
   const from = Math.max(nameAt, SECTOR_BYTES);
   if (nameEnd > from) {

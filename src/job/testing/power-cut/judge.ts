@@ -17,7 +17,7 @@ import { hostImageFile } from "../../../format/qcow2/image-file.ts";
 import { JobManager } from "../../manager.ts";
 import { StreamJob } from "../../stream.ts";
 import type { HostState } from "./host-log.ts";
-import { type Life, linkOf, type Merge, NO_LINK, type Since } from "./life.ts";
+import { isTooLong, type Life, linkOf, type Merge, NO_LINK, type Since } from "./life.ts";
 import { SimulatedHost } from "./simulated-host.ts";
 
 /** Of the states, one in so many is written to, or has its merge done again. */
@@ -164,11 +164,15 @@ async function mergeAgain(host: SimulatedHost, path: string, merge: Merge, conte
     speed: 0,
     onError: "report",
   } as const;
-  const job = await StreamJob.create(graph, { ...target, top }, settings, manager, clock);
+  let job: StreamJob;
+  try {
+    job = await StreamJob.create(graph, { ...target, top }, settings, manager, clock);
+  } catch (error) {
+    if (isTooLong(error)) return disk.release();
+    throw error;
+  }
   manager.start(job);
   await job.concluded;
-  // A long name may not fit a small header.
-  if (job.error?.includes("does not fit the first cluster")) return disk.release();
   if (job.error !== undefined) throw new Error(`merging again failed: ${job.error}`);
   const link = linkOf(top);
   if (link !== (merge.base ?? NO_LINK)) throw new Error(`after merging again the link is '${link}'`);

@@ -271,7 +271,7 @@ export class Life {
         this.#scheduler.clock,
       );
     } catch (error) {
-      if (!(error instanceof BlockError) || !REFUSALS.has(error.code)) throw error;
+      if (!(error instanceof BlockError) || !(REFUSALS.has(error.code) || isTooLong(error))) throw error;
       return;
     }
     const merge = { top: top.filename, base: base?.filename };
@@ -285,9 +285,8 @@ export class Life {
     this.#jobs.delete(job);
     this.#note(merge.top, [linkOf(top)]);
     this.merges.push({ at: this.now, is: undefined });
-    // A long name may not fit a small header: then the chain stays as it was.
-    const refused = job.error?.includes("does not fit the first cluster") === true;
-    if (job.error !== undefined && !job.isCancelled && !refused)
+    // The mark of use may have taken the room that the name had before.
+    if (job.error !== undefined && !job.isCancelled && !isTooLong(job.error))
       throw new Error(`${job.id} failed: ${job.error}`);
   }
 
@@ -338,6 +337,11 @@ export class Life {
 
 /** Raw, in the wrong order, or held by somebody else. */
 const REFUSALS = new Set<string>(["EINVAL", "EBUSY", "ENOTSUP", "EPERM", "NODE_IN_USE"]);
+
+/** A long name may not fit a small header: then the chain stays as it was. */
+export function isTooLong(error: unknown): boolean {
+  return String(error).includes("does not fit the first cluster");
+}
 
 /** Its next flushes do nothing: of a broken rule. */
 function withoutFlush({ driver }: BlockNode): void {
