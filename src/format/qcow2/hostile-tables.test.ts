@@ -8,6 +8,7 @@ import { checkImage } from "./check.ts";
 import { verdictOf } from "./check-report.ts";
 import { hostImageFile } from "./image-file.ts";
 import { repairImage } from "./repair.ts";
+import type { Snapshot } from "./snapshots.ts";
 import { newMemoryImage, openImage, readAll, writeAll } from "./testing/nodes.ts";
 
 /** Where the header says that the L1 table stands. */
@@ -82,5 +83,20 @@ describe("a file that is long and empty", () => {
     const again = await openImage(host);
     expect((await readAll(again.node, 4 * KiB, 2))[0]).toBe(9);
     await again.driver.close();
+  });
+});
+
+// All of their clusters went into a map, until it was full (case 909602).
+describe("snapshots with enormous L1 tables in a long file", () => {
+  it("cannot be written beside, and the image says so", async () => {
+    const host = await newMemoryImage({ size: 256 * KiB, clusterSize: 512 });
+    host.truncate(1 * TiB);
+    const { driver } = await openImage(host);
+    const { image } = driver;
+    const snapshot = { l1TableOffset: 1024 * KiB, l1Size: 4 * 1024 * KiB } as Snapshot;
+    image.snapshots = new Array(1000).fill(snapshot);
+    expect(() => image.collectMetadata()).toThrow("open the image for reading only");
+    expect(image.places.size).toBeLessThan(70_000);
+    await driver.close();
   });
 });

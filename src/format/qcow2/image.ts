@@ -48,6 +48,12 @@ import type { Snapshot } from "./snapshots.ts";
 import { SLICE_BYTES_MAX, TableCache } from "./table-cache.ts";
 import type { WholeTable } from "./whole-table.ts";
 
+/**
+ * Of the L1 tables of all snapshots: 64 of the longest ones there can be, at 512 bytes. 40 bytes of memory
+ * each.
+ */
+const INACTIVE_L1_CLUSTERS_MAX = 64 * 65_536;
+
 export interface ImageParts {
   readonly host: DriverHost;
   readonly file: BlockNode;
@@ -373,9 +379,14 @@ export class Image {
     return alignDown(hostOffset + bytes - 1, this.clusterSize) >= this.file.size;
   }
 
-  /** Collects the places anew, for an image that is to be written to. */
+  /**
+   * Collects the places anew, for an image that is to be written to.
+   * @throws BlockError IMAGE_UNSUPPORTED when its snapshots have more tables than can be kept from being
+   * overwritten
+   */
   collectMetadata(): void {
     const { header, clusterSize, places } = this;
+    let inactiveClusters = 0;
     const add = (kind: number, offset: number, bytes: number) =>
       places.add(kind, this.clusterOf(offset), divideUp(bytes, clusterSize));
     places.clear();
@@ -385,6 +396,8 @@ export class Image {
     for (const { l1TableOffset, l1Size } of this.snapshots) {
       // A table that cannot be is not protected: a hostile length would fill the memory.
       const inFile = Math.min(l1Size * 8, Math.max(0, this.file.size - l1TableOffset));
+      inactiveClusters += divideUp(inFile, clusterSize);
+      if (inactiveClusters > INACTIVE_L1_CLUSTERS_MAX) throw tooManyTables();
       add(MetadataKind.INACTIVE_L1, l1TableOffset, inFile);
     }
     add(MetadataKind.SNAPSHOT_TABLE, header.snapshotsOffset, this.snapshotTableBytes);
@@ -447,6 +460,14 @@ export class Image {
     this.debug?.("l2_load");
     return this.file.read(offset, bytes.length, bytes, 0);
   }
+}
+
+function tooManyTables(): BlockError {
+  return new BlockError(
+    "IMAGE_UNSUPPORTED",
+    `the L1 tables of the snapshots take more than ${INACTIVE_L1_CLUSTERS_MAX} clusters: ` +
+      "open the image for reading only, or delete snapshots with qemu-img",
+  );
 }
 
 function collect(

@@ -115,9 +115,10 @@ function growingTables(content: Buffer, prng: Prng): Operation[] {
   const tables = { clusterSize: SECTOR, extendedL2: false, refcountBits: 64, clusters };
   operations.push({ kind: "snapshot", ...tables, pause: 400 });
   const pieces = prng.between(1, 4);
-  const bytes = wanted / pieces;
+  const start = (piece: number) => Math.floor((piece * wanted) / pieces);
   for (let piece = 0; piece < pieces; piece++) {
-    const write = { offset: piece * bytes, bytes, fua: prng.chance(0.3), mark: prng.below(1 << 20) };
+    const [offset, bytes] = [start(piece), start(piece + 1) - start(piece)];
+    const write = { offset, bytes, fua: prng.chance(0.3), mark: prng.below(1 << 20) };
     operations.push({ kind: "write", fill: "pattern", ...write, pause: prng.pick([0, 10, 100]) });
   }
   return operations;
