@@ -12,8 +12,7 @@ let chosen: SystemCalls | undefined;
  */
 export function systemCalls(logger: Logger = silentLogger): SystemCalls {
   if (chosen !== undefined) return chosen;
-  const forced = process.env["STRATA_NO_FFI"] === "1";
-  const libc = forced ? "STRATA_NO_FFI=1 is set" : loadLibc();
+  const libc = loadLibc();
   if (typeof libc !== "string") chosen = libc;
   else {
     chosen = portableCalls;

@@ -15,8 +15,9 @@ export interface ForeignFunction {
   async(...values: (number | ((error: Error | null, result: number) => void))[]): void;
 }
 
-/** koffi on 64-bit little-endian Linux, or why there is none. */
+/** koffi on 64-bit little-endian Linux, or why there is none; STRATA_NO_FFI=1 goes without. */
 export function loadKoffi(): Koffi | string {
+  if (process.env["STRATA_NO_FFI"] === "1") return "STRATA_NO_FFI=1 is set";
   if (process.platform !== "linux") return `not made for ${process.platform}`;
   if (!ARCHITECTURES.includes(process.arch)) return `not made for ${process.arch}`;
   try {

@@ -49,7 +49,6 @@ export interface NetlinkCalls {
 
 /** A socket, or why there can be none. */
 export function openNetlink(): NetlinkCalls | string {
-  if (process.env["STRATA_NO_FFI"] === "1") return "STRATA_NO_FFI=1 is set";
   const koffi = loadKoffi();
   if (typeof koffi === "string") return koffi;
   try {

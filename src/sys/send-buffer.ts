@@ -1,7 +1,6 @@
 // How much the kernel keeps of what was sent to a unix socket's peer. By default that is 208 KiB: a reply of
 // 1 MiB then takes five rounds of waiting for room, each with a sleep on both sides. With twice of it reads
-// of 1 MiB get a sixth more done; still more changes nothing. TCP needs nothing of this, the kernel adapts
-// it.
+// of 1 MiB get a sixth more done; still more changes nothing. For TCP the kernel adapts it by itself.
 
 import { KiB } from "../base/units.ts";
 import { loadKoffi } from "./load-koffi.ts";
@@ -24,13 +23,19 @@ export function growSendBuffer(fd: number): void {
 }
 
 function load(): SetSendBuffer | undefined {
-  const koffi = process.env["STRATA_NO_FFI"] === "1" ? "off" : loadKoffi();
+  const koffi = loadKoffi();
   if (typeof koffi === "string") return undefined;
-  const setsockopt = koffi.load(null).func("setsockopt", "int", ["int", "int", "int", "uintptr", "uint32"]);
-  const memory = new Uint32Array(new ArrayBuffer(4));
-  const address = Number(koffi.address(memory));
-  return (fd, bytes) => {
-    memory[0] = bytes;
-    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, address, memory.byteLength);
-  };
+  try {
+    const library = koffi.load(null);
+    const setsockopt = library.func("setsockopt", "int", ["int", "int", "int", "uintptr", "uint32"]);
+    const memory = new Uint32Array(new ArrayBuffer(4));
+    const address = Number(koffi.address(memory));
+    return (fd, bytes) => {
+      memory[0] = bytes;
+      setsockopt(fd, SOL_SOCKET, SO_SNDBUF, address, memory.byteLength);
+    };
+  } catch {
+    // A C library without it: sockets stay as they are.
+    return undefined;
+  }
 }

@@ -26,7 +26,6 @@ export const MEMORY_PLACE: string | undefined = (() => {
 
 /** The C library's calls, or undefined where koffi cannot be loaded or is not wanted. */
 export const LIBC: SystemCalls | undefined = (() => {
-  if (process.env["STRATA_NO_FFI"] === "1") return undefined;
   const calls = loadLibc();
   return typeof calls === "string" ? undefined : calls;
 })();
