@@ -415,6 +415,15 @@ describe("setWritable", () => {
     expect([node.readOnly, file.readOnly, link.needs]).toEqual([true, true, Permission.CONSISTENT_READ]);
   });
 
+  it("keeps what else the node needs of its file", async () => {
+    const { graph, node, link } = formatOverFile(true);
+    link.needs |= Permission.WRITE_UNCHANGED;
+    await graph.setWritable(node, true);
+    expect(link.needs).toBe(WRITES | Permission.WRITE_UNCHANGED);
+    await graph.setWritable(node, false);
+    expect(link.needs).toBe(Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED);
+  });
+
   it("is refused when somebody else forbids writing to the file", async () => {
     const { graph, file, node } = formatOverFile(true);
     graph.use(file, {

@@ -337,7 +337,7 @@ export class Graph {
       for (const [index, link] of links.entries()) link.needs = before[index]!;
       throw error;
     }
-    if (!writable) for (const link of links) link.needs = Permission.CONSISTENT_READ;
+    if (!writable) for (const link of links) link.needs &= ~(Permission.WRITE | Permission.RESIZE);
     return true;
   }
 
