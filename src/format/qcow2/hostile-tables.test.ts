@@ -94,9 +94,10 @@ describe("snapshots with enormous L1 tables in a long file", () => {
     const { driver } = await openImage(host);
     const { image } = driver;
     const snapshot = { l1TableOffset: 1024 * KiB, l1Size: 4 * 1024 * KiB } as Snapshot;
+    const places = image.places.size;
     image.snapshots = new Array(1000).fill(snapshot);
     expect(() => image.collectMetadata()).toThrow("open the image for reading only");
-    expect(image.places.size).toBeLessThan(70_000);
+    expect(image.places.size).toBe(places);
     await driver.close();
   });
 });

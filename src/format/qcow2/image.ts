@@ -386,20 +386,20 @@ export class Image {
    */
   collectMetadata(): void {
     const { header, clusterSize, places } = this;
-    let inactiveClusters = 0;
+    // A table that cannot be is not protected: a hostile length would fill the memory.
+    const inactive = this.snapshots.map(({ l1TableOffset, l1Size }) => ({
+      offset: l1TableOffset,
+      bytes: Math.min(l1Size * 8, Math.max(0, this.file.size - l1TableOffset)),
+    }));
+    const inactiveClusters = inactive.reduce((sum, { bytes }) => sum + divideUp(bytes, clusterSize), 0);
+    if (inactiveClusters > INACTIVE_L1_CLUSTERS_MAX) throw tooManyTables();
     const add = (kind: number, offset: number, bytes: number) =>
       places.add(kind, this.clusterOf(offset), divideUp(bytes, clusterSize));
     places.clear();
     add(MetadataKind.MAIN_HEADER, 0, clusterSize);
     add(MetadataKind.ACTIVE_L1, this.l1.offset, this.l1.entries * 8);
     add(MetadataKind.REFCOUNT_TABLE, header.refcountTableOffset, header.refcountTableClusters * clusterSize);
-    for (const { l1TableOffset, l1Size } of this.snapshots) {
-      // A table that cannot be is not protected: a hostile length would fill the memory.
-      const inFile = Math.min(l1Size * 8, Math.max(0, this.file.size - l1TableOffset));
-      inactiveClusters += divideUp(inFile, clusterSize);
-      if (inactiveClusters > INACTIVE_L1_CLUSTERS_MAX) throw tooManyTables();
-      add(MetadataKind.INACTIVE_L1, l1TableOffset, inFile);
-    }
+    for (const { offset, bytes } of inactive) add(MetadataKind.INACTIVE_L1, offset, bytes);
     add(MetadataKind.SNAPSHOT_TABLE, header.snapshotsOffset, this.snapshotTableBytes);
     if (header.bitmaps !== undefined) {
       add(MetadataKind.BITMAP_DIRECTORY, header.bitmaps.directoryOffset, header.bitmaps.directoryBytes);
