@@ -12,7 +12,7 @@ import { contentOf } from "../block/testing/array-world.ts";
 import { FaultFile, RandomDelays } from "../sys/fault-file.ts";
 import { MemoryFile } from "../sys/memory-file.ts";
 import { blkdebugFactory } from "./blkdebug.ts";
-import { type Leaf, leafFactory } from "./testing/leaf.ts";
+import { leafFactory } from "./testing/leaf.ts";
 
 async function open(options: Record<string, unknown>, bytes = 64 * 1024, growable = true) {
   const file = new FaultFile(MemoryFile.of(Buffer.alloc(bytes, 0xaa), { path: "disk" }));
@@ -29,7 +29,7 @@ async function open(options: Record<string, unknown>, bytes = 64 * 1024, growabl
   } as NodeOptions);
   const calls = () =>
     file.recorded.splice(0).map(({ kind, offset, bytes: count }) => `${kind} ${offset}+${count}`);
-  return { node, file, graph, calls, leaf: graph.get("leaf").driver as Leaf };
+  return { node, file, graph, calls, leaf: graph.get("leaf").driver };
 }
 
 const write = async (node: BlockNode, offset: number, bytes: number, value = 1) =>

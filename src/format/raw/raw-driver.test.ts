@@ -3,12 +3,11 @@ import { mkdtempSync, rmSync, statSync, truncateSync, writeFileSync } from "node
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import type { Completion } from "../../base/completion.ts";
 import { Prng } from "../../base/prng.ts";
 import { TiB } from "../../base/units.ts";
-import type { Driver, ImageDetails } from "../../block/driver.ts";
-import { ExtentKind, ExtentList, type ExtentSink } from "../../block/extent.ts";
+import { ExtentKind, ExtentList } from "../../block/extent.ts";
 import { BlockNode } from "../../block/node.ts";
+import { FileDriver } from "../../protocol/file/file-driver.ts";
 import { FaultFile, RandomDelays } from "../../sys/fault-file.ts";
 import type { HostFile } from "../../sys/host-file.ts";
 import { MemoryFile } from "../../sys/memory-file.ts";
@@ -16,61 +15,9 @@ import { hasProgram } from "../../sys/testing/places.ts";
 import { createRaw } from "./create.ts";
 import { RawDriver, type RawOptions } from "./raw-driver.ts";
 
-/** A leaf over a host file; what the file driver is, in the little that raw needs. */
-class Leaf implements Driver {
-  readonly driverName = "leaf";
-  readonly supportsBacking = false;
-  readonly clusterSize = 512;
-  readonly growable: boolean;
-  readonly #file: HostFile;
-
-  constructor(file: HostFile, growable: boolean) {
-    this.#file = file;
-    this.growable = growable;
-  }
-
-  get size(): number {
-    return this.#file.size;
-  }
-  read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
-    return this.#file.read(offset, bytes, buffer, at);
-  }
-  write(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
-    return this.#file.write(offset, bytes, buffer, at);
-  }
-  writeZeroes(offset: number, bytes: number): Completion {
-    return this.#file.writeZeroes(offset, bytes, { unmap: true, cheapOnly: false });
-  }
-  discard(offset: number, bytes: number): Completion {
-    return this.#file.discard(offset, bytes);
-  }
-  flush(): Completion {
-    return this.#file.sync();
-  }
-  extents(offset: number, bytes: number, out: ExtentSink): void {
-    for (let from = offset; from < offset + bytes; ) {
-      const extent = this.#file.extentAt(from);
-      const length = Math.min(extent.bytes, offset + bytes - from);
-      if (!out.push(length, extent.data ? ExtentKind.DATA : ExtentKind.ZERO, from, false)) return;
-      from += length;
-    }
-  }
-  truncate(size: number): Completion {
-    return this.#file.truncate(size);
-  }
-  async setWritable(): Promise<void> {}
-  details(): ImageDetails {
-    return {};
-  }
-  allocatedBytes(): number {
-    return this.#file.allocatedBytes();
-  }
-  async close(): Promise<void> {}
-}
-
 function rawOver(file: HostFile, options: RawOptions = {}, growable = true): BlockNode {
   const leaf = new BlockNode({ name: "leaf", filename: "memory" }, undefined, false);
-  leaf.install(new Leaf(file, growable));
+  leaf.install(new FileDriver(file, { growable }));
   const node = new BlockNode({ name: "raw", filename: "memory" }, leaf, false);
   node.install(new RawDriver(node, options));
   return node;
