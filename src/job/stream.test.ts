@@ -232,6 +232,65 @@ describe("who holds a part of a chain", () => {
     expect(world.leftovers()).toEqual([]);
   });
 
+  it("waits for a snapshot that is just making its top read-only, and opens it again", async () => {
+    const { bench: it, world, named, guest, seen } = await streamedChain();
+    const gate = new Gate((call) => call.operation === "setReadOnly");
+    world.driver("E").before = gate.before;
+    const appended = world.graph.append(named["E"]!, world.image("S", { size: STREAMED_BYTES }));
+    await gate.arrival();
+    const starting = it.start(named["E"]!, named["A"]);
+    gate.open();
+    const [job] = await Promise.all([starting, appended]);
+    await job.concluded;
+    expect(job.error).toBeUndefined();
+    expect(world.drawn(guest.node)).toBe("[A] <- [E] <- [S]");
+    expect((await contentOf(guest.node)).equals(seen)).toBe(true);
+    expect(named["E"]!.readOnly).toBe(true);
+    expect(world.leftovers()).toEqual([]);
+  });
+
+  it("holds its top while it is opened for writing: the last one to leave does not close it", async () => {
+    const { bench: it, world, named, guest } = await streamedChain();
+    const gate = new Gate((call) => call.operation === "setWritable");
+    world.driver("D").before = gate.before;
+    const starting = it.start(named["D"]!, named["A"], { autoFinalize: false });
+    await gate.arrival();
+    await world.graph.release(guest);
+    expect(["D", "E"].map((name) => world.driver(name).closed)).toEqual([false, true]);
+    gate.open();
+    const job = await starting;
+    expect(world.graph.usesOf(named["D"]!).map(({ needs }) => needs)).toEqual([
+      Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED,
+    ]);
+    while (job.status !== "pending") await rest();
+    job.finalize();
+    await job.concluded;
+    expect(job.error).toBeUndefined();
+    expect(world.driver("D").links).toEqual([{ file: "A.img", format: "array" }]);
+    expect([...world.graph.nodes]).toEqual([]);
+    expect(world.leftovers()).toEqual([]);
+  });
+
+  it.each(["setWritable", "use"])("gives everything back when its top's %s fails", async (what) => {
+    const { bench: it, world, named, guest } = await streamedChain();
+    const { before } = world.driver("D");
+    world.driver("D").before = (call) => {
+      if (call.operation !== "setWritable") return before(call);
+      if (what === "setWritable") throw new BlockError("EIO", "no writing today");
+      // Somebody who lets nobody write comes in the middle.
+      const needs = Permission.CONSISTENT_READ;
+      world.guest(named["D"]!, { user: "rival", needs, shares: needs });
+    };
+    await expect(it.start(named["D"]!, named["A"])).rejects.toThrow(
+      what === "use" ? "unshared by rival" : "no writing today",
+    );
+    expect(named["D"]!.readOnly).toBe(true);
+    expect(world.graph.usesOf(named["D"]!).map(({ user }) => user)).not.toContain("stream job 'job0'");
+    await world.graph.release(guest);
+    expect(world.graph.find("C")?.claims.size).toBe(what === "use" ? 1 : undefined);
+    expect(world.leftovers()).toEqual([]);
+  });
+
   it("gives everything back when its id was taken while it was being made", async () => {
     const { bench: it, world, named } = await streamedChain();
     const [first, second] = [it.start(named["E"]!, named["D"]), it.start(named["C"]!, named["A"])];

@@ -138,12 +138,14 @@ export class StreamJob extends Job {
     for (const node of [this.#top, ...this.#merged]) {
       node.blockers.set(this, `block device is in use by block job: stream (job '${this.id}')`);
     }
-    // The layers are held before the first await, so that nobody closes them.
+    // All of them are held before the first await, so that nobody closes them.
+    this.#uses.push(this.#graph.use(this.#top, this.#claim("main node", 0)));
     for (const node of this.#merged)
       this.#uses.push(this.#graph.use(node, this.#claim("intermediate node", 0)));
     // Asked in any case: a snapshot may be about to make it read-only.
     this.#openedForWriting = await this.#graph.setWritable(this.#top, true);
     this.#uses.push(this.#graph.use(this.#top, this.#claim("main node", Permission.WRITE_UNCHANGED)));
+    await this.#graph.release(this.#uses.shift()!);
   }
 
   #claim(role: string, writes: number) {
