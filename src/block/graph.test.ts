@@ -449,6 +449,21 @@ describe("setWritable", () => {
     await named["B"]!.write(0, 512, Buffer.alloc(512, 7), 0);
   });
 
+  it("is over before the node closes, when the last user leaves meanwhile", async () => {
+    const { world, graph, named, guest } = chain("A B");
+    const gate = new Gate((call) => call.operation === "setReadOnly");
+    world.driver("B").before = gate.before;
+    const appended = graph.append(named["B"]!, world.image("S", { size: SIZE }));
+    await gate.arrival();
+    const released = graph.release(guest);
+    await rest();
+    expect(["B", "S"].map((name) => world.driver(name).closed)).toEqual([false, true]);
+    gate.open();
+    await Promise.all([appended, released]);
+    expect(["A", "B"].map((name) => world.driver(name).closed)).toEqual([true, true]);
+    expect(world.leftovers()).toEqual([]);
+  });
+
   it("keeps others from becoming the file's writer while it reopens it", async () => {
     const { world, graph, file, node } = formatOverFile(true);
     const gate = new Gate((call) => call.operation === "setWritable");

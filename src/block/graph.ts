@@ -60,8 +60,8 @@ export class Graph {
   guestRequests = 0;
   readonly #nodes = new Map<string, BlockNode>();
   readonly #reserved = new Set<string>();
-  /** Nodes that are being reopened. */
-  readonly #reopening = new Map<BlockNode, Promise<boolean>>();
+  /** Nodes that are being reopened, until it is over. */
+  readonly #reopening = new Map<BlockNode, Promise<unknown>>();
   readonly #logger: Logger;
   #generated = 100;
   #changing: Promise<unknown> = Promise.resolve();
@@ -151,6 +151,7 @@ export class Graph {
   async #close(node: BlockNode): Promise<void> {
     this.#nodes.delete(node.name);
     const children = this.#childUses(node);
+    while (this.#reopening.has(node)) await this.#reopening.get(node);
     await node.quiesce();
     let failure: { error: unknown } | undefined;
     try {
@@ -311,13 +312,12 @@ export class Graph {
    * changed.
    */
   async setWritable(node: BlockNode, writable: boolean): Promise<boolean> {
-    for (;;) {
-      const before = this.#reopening.get(node);
-      if (before === undefined) break;
-      await before.catch(() => false);
-    }
+    while (this.#reopening.has(node)) await this.#reopening.get(node);
     const reopening = this.#reopen(node, writable);
-    this.#reopening.set(node, reopening);
+    this.#reopening.set(
+      node,
+      reopening.catch(() => undefined),
+    );
     try {
       return await reopening;
     } finally {
