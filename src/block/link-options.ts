@@ -6,7 +6,7 @@
 
 import path from "node:path";
 import { BlockError } from "../base/errors.ts";
-import type { NodeOptions } from "./open.ts";
+import type { NodeOptions } from "./node-options.ts";
 
 /** The name in a backing link as a path: relative to the folder of the image that holds it. */
 export function resolveBackingFile(overlayFile: string, backingFile: string): string {

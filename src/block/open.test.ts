@@ -3,13 +3,9 @@ import { BlockError } from "../base/errors.ts";
 import { silentLogger } from "../base/logger.ts";
 import type { DriverHost } from "./driver.ts";
 import { Graph } from "./graph.ts";
-import {
-  backingOptions,
-  type DriverFactory,
-  NodeOpener,
-  type NodeOptions,
-  resolveBackingFile,
-} from "./open.ts";
+import { backingOptions, resolveBackingFile } from "./link-options.ts";
+import type { NodeOptions } from "./node-options.ts";
+import { type DriverFactory, NodeOpener } from "./open.ts";
 import { ALL_PERMISSIONS } from "./permissions.ts";
 import { ArrayDriver } from "./testing/array-driver.ts";
 

@@ -14,23 +14,7 @@ import type { CorruptionReport, Driver, DriverHost } from "./driver.ts";
 import type { Graph, NodeUse } from "./graph.ts";
 import { asLinked, backingOptions, filenamesIn, withLink } from "./link-options.ts";
 import { BlockNode } from "./node.ts";
-
-export { backingOptions, resolveBackingFile } from "./link-options.ts";
-
-/**
- * Options of one node, in QAPI's spelling and nesting: what `blockdev-add` takes, checked against the schema.
- */
-export interface NodeOptions {
-  readonly driver: string;
-  readonly "node-name"?: string;
-  readonly "read-only"?: boolean;
-  readonly "auto-read-only"?: boolean;
-  readonly file?: string | NodeOptions;
-  /** In place of `file`, for filters. */
-  readonly image?: string | NodeOptions;
-  readonly backing?: string | null | NodeOptions;
-  readonly [option: string]: unknown;
-}
+import type { NodeOptions } from "./node-options.ts";
 
 export interface OpenContext {
   readonly readOnly: boolean;

@@ -2,8 +2,8 @@
 
 import { alignUp, formatSize } from "../base/units.ts";
 import { chainOf } from "../block/chain.ts";
+import { resolveBackingFile } from "../block/link-options.ts";
 import type { BlockNode } from "../block/node.ts";
-import { resolveBackingFile } from "../block/open.ts";
 
 /** QEMU tells lengths in whole sectors, also that of a host file. */
 const SECTOR = 512;

@@ -3,7 +3,7 @@
 
 import type { ListenAddress } from "../../nbd/listen.ts";
 import { formatNbdUri } from "../../nbd/uri.ts";
-import type { NodeOptions } from "../block/open.ts";
+import type { NodeOptions } from "../block/node-options.ts";
 import { nodeNamesFor } from "./node-names.ts";
 
 /** An image of a chain as it was found. */

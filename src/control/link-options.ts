@@ -3,7 +3,8 @@
 import { BlockError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import type { BackingRoots } from "../block/backing-roots.ts";
-import type { LinkRules, NodeOptions } from "../block/open.ts";
+import type { NodeOptions } from "../block/node-options.ts";
+import type { LinkRules } from "../block/open.ts";
 import type { JsonValue } from "./json-value.ts";
 import { adaptNodeOptions } from "./node-options.ts";
 import { blockdevOptions } from "./qapi/block.ts";

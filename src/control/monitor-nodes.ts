@@ -3,7 +3,8 @@
 import { BlockError } from "../base/errors.ts";
 import type { Graph, NodeUse } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
-import type { NodeOpener, NodeOptions } from "../block/open.ts";
+import type { NodeOptions } from "../block/node-options.ts";
+import type { NodeOpener } from "../block/open.ts";
 import { ALL_PERMISSIONS } from "../block/permissions.ts";
 
 /** The role by which the monitor's uses are told from others. */

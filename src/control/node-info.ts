@@ -3,8 +3,8 @@
 import { alignUp } from "../base/units.ts";
 import { chainOf } from "../block/chain.ts";
 import type { Graph } from "../block/graph.ts";
+import { resolveBackingFile } from "../block/link-options.ts";
 import type { BlockNode } from "../block/node.ts";
-import { resolveBackingFile } from "../block/open.ts";
 import type { MonitorNodes } from "./monitor-nodes.ts";
 
 type Members = Record<string, unknown>;

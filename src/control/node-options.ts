@@ -2,7 +2,7 @@
 
 import { BlockError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
-import type { NodeOptions } from "../block/open.ts";
+import type { NodeOptions } from "../block/node-options.ts";
 
 /**
  * The options as they are opened: what a node hands down to its file is written there.

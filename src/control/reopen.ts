@@ -3,7 +3,7 @@
 import { BlockError } from "../base/errors.ts";
 import { chainOf } from "../block/chain.ts";
 import type { BlockNode } from "../block/node.ts";
-import type { NodeOptions } from "../block/open.ts";
+import type { NodeOptions } from "../block/node-options.ts";
 import { Permission } from "../block/permissions.ts";
 import type { Daemon } from "./daemon.ts";
 

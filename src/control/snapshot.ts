@@ -11,7 +11,7 @@ import path from "node:path";
 import { BlockError } from "../base/errors.ts";
 import { isNodeName } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
-import type { NodeOptions } from "../block/open.ts";
+import type { NodeOptions } from "../block/node-options.ts";
 import { createOverlay } from "./create-image.ts";
 import type { Daemon } from "./daemon.ts";
 import { refuseBacking } from "./monitor-nodes.ts";

@@ -3,7 +3,7 @@
 
 import { BlockError, errorCode, errorMessage } from "../base/errors.ts";
 import { DEBUG_EVENTS, type DebugEvent } from "../block/debug-event.ts";
-import type { NodeOptions } from "../block/open.ts";
+import type { NodeOptions } from "../block/node-options.ts";
 import { Permission } from "../block/permissions.ts";
 import { readWholeFile } from "../sys/whole-file.ts";
 import { parseBlkdebugConfig } from "./blkdebug-config.ts";

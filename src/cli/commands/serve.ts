@@ -5,7 +5,7 @@ import type { Logger } from "../../base/logger.ts";
 import { formatSize } from "../../base/units.ts";
 import { BackingRoots } from "../../block/backing-roots.ts";
 import { chainOf } from "../../block/chain.ts";
-import type { NodeOptions } from "../../block/open.ts";
+import type { NodeOptions } from "../../block/node-options.ts";
 import type { SocketAddress } from "../../control/chardev/socket-address.ts";
 import { Daemon } from "../../control/daemon.ts";
 import { DRIVERS } from "../../control/drivers.ts";

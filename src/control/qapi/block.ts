@@ -1,7 +1,7 @@
 // Options of block nodes, in QAPI's names. Members stand in QAPI's order: errors come in it.
 
 import { DEBUG_EVENTS } from "../../block/debug-event.ts";
-import type { NodeOptions } from "../../block/open.ts";
+import type { NodeOptions } from "../../block/node-options.ts";
 import { IO_TYPES } from "../../filter/blkdebug-rules.ts";
 import {
   type AlternateType,

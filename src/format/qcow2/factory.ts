@@ -1,6 +1,7 @@
 // The qcow2 driver as block devices are opened: options in QAPI's spelling.
 
-import type { DriverFactory, NodeOptions } from "../../block/open.ts";
+import type { NodeOptions } from "../../block/node-options.ts";
+import type { DriverFactory } from "../../block/open.ts";
 import { openQcow2 } from "./driver.ts";
 import { cacheSizes, type Qcow2Options } from "./options.ts";
 import { overlapChecks } from "./overlap-checks.ts";

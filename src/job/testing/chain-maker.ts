@@ -5,7 +5,7 @@
 import path from "node:path";
 import type { Prng } from "../../base/prng.ts";
 import { Graph } from "../../block/graph.ts";
-import type { NodeOptions } from "../../block/open.ts";
+import type { NodeOptions } from "../../block/node-options.ts";
 import type { CreateOptions } from "../../format/qcow2/create.ts";
 import type { MemoryHost } from "./memory-host.ts";
 

@@ -13,7 +13,7 @@ import { alignUp } from "../../../base/units.ts";
 import { chainOf } from "../../../block/chain.ts";
 import { Graph, type NodeUse } from "../../../block/graph.ts";
 import type { BlockNode } from "../../../block/node.ts";
-import type { NodeOptions } from "../../../block/open.ts";
+import type { NodeOptions } from "../../../block/node-options.ts";
 import { ALL_PERMISSIONS, Permission } from "../../../block/permissions.ts";
 import { Scheduler } from "../../../block/testing/scheduler.ts";
 import type { Daemon } from "../../../control/daemon.ts";
