@@ -67,8 +67,8 @@ it.each(tests)("$what: seeds $name", async ({ seeds: some, round }) => {
   }
 });
 
-/** One round; gives how many flushes were answered before the kill. */
-async function killedMerge(template: Chain, copy: string, seed: number): Promise<number> {
+/** A copy of the chain, served, with a guest that writes already; and the merge that shall begin. */
+async function writtenTo(template: Chain, seed: number) {
   const prng = new Prng(seed);
   const merge = MERGES[seed % MERGES.length]!;
   const chain = await template.cloneTo(scratchDirectory());
@@ -76,6 +76,12 @@ async function killedMerge(template: Chain, copy: string, seed: number): Promise
   const writer = await RecordingWriter.connect(uri, prng);
   const writing = writer.run();
   await writer.afterWrites(prng.below(20));
+  return { prng, merge, chain, daemon, uri, writer, writing };
+}
+
+/** One round; gives how many flushes were answered before the kill. */
+async function killedMerge(template: Chain, copy: string, seed: number): Promise<number> {
+  const { prng, merge, chain, daemon, writer, writing } = await writtenTo(template, seed);
   if (prng.chance(0.5)) await killInTheMiddle(daemon, merge, writer, prng);
   else await killAroundTheEnd(daemon, merge, writer, prng);
   await writing;
@@ -90,13 +96,7 @@ async function killedMerge(template: Chain, copy: string, seed: number): Promise
 }
 
 async function endedMerge(template: Chain, copy: string, seed: number): Promise<void> {
-  const prng = new Prng(seed);
-  const merge = MERGES[seed % MERGES.length]!;
-  const chain = await template.cloneTo(scratchDirectory());
-  const { daemon, uri } = await serveAgain(chain, { byLinks: IS_REFERENCE });
-  const writer = await RecordingWriter.connect(uri, prng);
-  const writing = writer.run();
-  await writer.afterWrites(prng.below(20));
+  const { prng, merge, chain, daemon, uri, writer, writing } = await writtenTo(template, seed);
   await stream(daemon, merge, prng.chance(0.5) ? 0 : 512 * KiB * 2 ** prng.below(5));
   if (prng.chance(0.5)) await deafPeer(daemon, new URL(uri).pathname.replace(/^\/+/, ""));
   await writer.afterWrites(prng.below(120));
