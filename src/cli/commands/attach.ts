@@ -14,6 +14,7 @@ import { type VerifiedDevice, verifyDevice, verifyUsedDevice } from "../attach/v
 import { type CommandContext, examples } from "../command-context.ts";
 import { EXIT_CODES } from "../exit-codes.ts";
 import { ExitRequest, usageError } from "../failure.ts";
+import { repeatable } from "../repeatable-option.ts";
 
 interface AttachFlags {
   readonly format?: string;
@@ -48,11 +49,8 @@ export function addAttach(program: Command, context: CommandContext): void {
     .option("--reconnect", "give the device new connections, when the daemon came back")
     .option("--control <control>", "the daemon that serves DISK: its name or the path of its QMP socket")
     .option("--json", "what was attached, for scripts")
-    .option(
-      "--backing-root <directory>",
-      "for the daemon of an image file: as of 'strata serve'",
-      (one: string, before: readonly string[]) => [...before, one],
-      [] as readonly string[],
+    .addOption(
+      repeatable("--backing-root <directory>", "for the daemon of an image file: as of 'strata serve'"),
     )
     .addHelpText(
       "after",

@@ -11,6 +11,7 @@ import { type CommandContext, examples } from "../command-context.ts";
 import { parseImageOptions, qcow2Options, rawOptions } from "../create-options.ts";
 import { usageError } from "../failure.ts";
 import { openOffline } from "../open-image.ts";
+import { repeatable } from "../repeatable-option.ts";
 
 interface CreateFlags {
   readonly format: string;
@@ -27,11 +28,11 @@ export function addCreate(program: Command, context: CommandContext): void {
     .option("-f, --format <format>", "qcow2 or raw", "qcow2")
     .option("-b, --backing <file>", "image that the new one stands on")
     .option("-F, --backing-format <format>", "its format; it is never guessed")
-    .option(
-      "-o, --options <list>",
-      "as in qemu-img: cluster_size, compat, lazy_refcounts, refcount_bits, extended_l2, compression_type, preallocation",
-      (text: string, before: readonly string[]) => [...before, text],
-      [] as readonly string[],
+    .addOption(
+      repeatable(
+        "-o, --options <list>",
+        "as in qemu-img: cluster_size, compat, lazy_refcounts, refcount_bits, extended_l2, compression_type, preallocation",
+      ),
     )
     .option("--force", "replace an image that stands there")
     .addHelpText(

@@ -25,6 +25,7 @@ import {
 import { usageError } from "../failure.ts";
 import { MonitorListener } from "../monitor-listener.ts";
 import { statedFormat, withImage } from "../open-image.ts";
+import { repeatable } from "../repeatable-option.ts";
 import { type ListeningFlags, listeningRules, servePolicy } from "../serve-listening.ts";
 import { chainOptions, connectLines, type FoundImage } from "../serve-plan.ts";
 
@@ -57,11 +58,8 @@ export function addServe(program: Command, context: CommandContext): void {
     .option("--insecure", "let everybody who reaches the TCP address read and write, without TLS")
     .option("--tls <directory>", "over TLS only, with the keys in this directory (docs/tls.md)")
     .option("--no-verify-peer", "with --tls: clients need no certificate")
-    .option(
-      "--tls-allow <name>",
-      "with --tls: only clients of this name, a pattern with * and ?; may be given several times",
-      (one: string, before: readonly string[]) => [...before, one],
-      [] as readonly string[],
+    .addOption(
+      repeatable("--tls-allow <name>", "with --tls: only clients of this name, a pattern with * and ?"),
     )
     .option("--socket-mode <mode>", "rights of the unix socket for clients, such as 660; otherwise 600")
     .option("--socket-group <group>", "its group; alone it means mode 660")
@@ -69,17 +67,12 @@ export function addServe(program: Command, context: CommandContext): void {
     .option("--name <name>", "what NBD clients ask for; otherwise the device name")
     .option("--read-only", "let nobody write")
     .option("--control <path>", "path of the QMP socket; the monitor's is beside it, ending in .hmp")
-    .option(
-      "--monitor <path>",
-      "a further socket for people; may be given several times",
-      (one: string, before: readonly string[]) => [...before, one],
-      [] as readonly string[],
-    )
-    .option(
-      "--backing-root <directory>",
-      "images may name files here too, not only in the disk's own folder; may be given several times",
-      (one: string, before: readonly string[]) => [...before, one],
-      [] as readonly string[],
+    .addOption(repeatable("--monitor <path>", "a further socket for people"))
+    .addOption(
+      repeatable(
+        "--backing-root <directory>",
+        "images may name files here too, not only in the disk's own folder",
+      ),
     )
     .addHelpText(
       "after",
