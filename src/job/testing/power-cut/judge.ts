@@ -17,7 +17,7 @@ import { hostImageFile } from "../../../format/qcow2/image-file.ts";
 import { JobManager } from "../../manager.ts";
 import { StreamJob } from "../../stream.ts";
 import type { HostState } from "./host-log.ts";
-import { isTooLong, type Life, linkOf, type Merge, NO_LINK, type Since } from "./life.ts";
+import { isTooLong, type Life, linkOf, MERGE_SETTINGS, type Merge, NO_LINK, type Since } from "./life.ts";
 import { SimulatedHost } from "./simulated-host.ts";
 
 /** Of the states, one in so many is written to, or has its merge done again. */
@@ -157,13 +157,7 @@ async function mergeAgain(host: SimulatedHost, path: string, merge: Merge, conte
   const { top } = target;
   // Another merge may have left it out meanwhile.
   if (top === undefined || (target.base === undefined && merge.base !== undefined)) return disk.release();
-  const settings = {
-    id: "again",
-    autoFinalize: true,
-    autoDismiss: true,
-    speed: 0,
-    onError: "report",
-  } as const;
+  const settings = { ...MERGE_SETTINGS, id: "again" };
   let job: StreamJob;
   try {
     job = await StreamJob.create(graph, { ...target, top }, settings, manager, clock);

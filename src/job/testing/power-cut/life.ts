@@ -58,6 +58,14 @@ export interface LifeOptions {
 
 export const NO_LINK = "";
 
+/** Of every merge, but for its id. */
+export const MERGE_SETTINGS = {
+  autoFinalize: true,
+  autoDismiss: true,
+  speed: 0,
+  onError: "report",
+} as const;
+
 export class Life {
   readonly start: ReadonlyMap<string, FileContent>;
   readonly host: SimulatedHost;
@@ -255,12 +263,10 @@ export class Life {
     const base = lower[operation.below % lower.length];
     const top = chain[at]!;
     const settings = {
+      ...MERGE_SETTINGS,
       id: `job${this.#made++}`,
       autoFinalize: !operation.twoStep,
-      autoDismiss: true,
-      speed: 0,
-      onError: "report",
-    } as const;
+    };
     let job: StreamJob;
     try {
       job = await StreamJob.create(
