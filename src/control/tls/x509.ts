@@ -8,6 +8,7 @@
 import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
 import type { TlsOptions } from "node:tls";
 import { BlockError, errorMessage } from "../../base/errors.ts";
+import { systemWallClock } from "../wall-clock.ts";
 import { type CredentialFiles, checkedOptions, type TlsCredentials } from "./credentials.ts";
 import { priorityOptions } from "./priority.ts";
 
@@ -28,7 +29,7 @@ export interface X509Settings {
 export function x509Credentials(
   files: CredentialFiles,
   settings: X509Settings,
-  nowMs: number = Date.now(),
+  nowMs: number = systemWallClock.nowMicroseconds() / 1000,
 ): TlsCredentials {
   const { endpoint, verifyPeer } = settings;
   const ca = files.read(CA);
