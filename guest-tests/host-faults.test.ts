@@ -16,15 +16,10 @@ import {
   startDaemon,
   startRefused,
 } from "./harness/daemon.ts";
+import { codeOf, expectPieces, fill, PIECE, piece } from "./harness/pieces.ts";
 import { scratchDirectory } from "./harness/scratch.ts";
 import { exportArguments } from "./harness/serve.ts";
 import { run, runAnyhow } from "./harness/tool.ts";
-
-const codeOf = (promise: Promise<unknown>): Promise<string> =>
-  promise.then(
-    () => "ok",
-    (error: { code?: string }) => error.code ?? String(error),
-  );
 
 // --- rules -------------------------------------------------------------------------------------------------
 
@@ -278,24 +273,6 @@ async function serve(folder: string): Promise<{ daemon: Daemon; client: NbdClien
     ...exportArguments("disk", "disk"),
   ]);
   return { daemon, client: await NbdClient.connect(daemon.uri("disk")), file };
-}
-
-const PIECE = 256 * KiB;
-const piece = (index: number) => Buffer.alloc(PIECE, index + 1);
-
-/** Writes pieces from `from` on until one fails; its number, and how it failed. */
-async function fill(client: NbdClient, from = 0, to = 256): Promise<{ next: number; code: string }> {
-  for (let next = from; next < to; next++) {
-    const code = await codeOf(client.write(next * PIECE, piece(next)));
-    if (code !== "ok") return { next, code };
-  }
-  return { next: to, code: "ok" };
-}
-
-async function expectPieces(client: NbdClient, count: number): Promise<void> {
-  for (let index = 0; index < count; index++) {
-    expect((await client.read(index * PIECE, PIECE)).equals(piece(index)), `piece ${index}`).toBe(true);
-  }
 }
 
 describe("a file system of the host", () => {

@@ -315,7 +315,11 @@ describe("a difficult host", () => {
     }
   }
 
-  function opened(name: string, calls: SystemCalls, inMemory = false): DiskFile {
+  function opened(
+    name: string,
+    calls: SystemCalls,
+    { inMemory = false, cachesWrites = true }: { inMemory?: boolean; cachesWrites?: boolean } = {},
+  ): DiskFile {
     const path = join(directory.path, name);
     return new DiskFile({
       path,
@@ -324,6 +328,7 @@ describe("a difficult host", () => {
       size: 0,
       blockDevice: false,
       inMemory,
+      cachesWrites,
       fileSystem: { type: 0, device: 0 },
       calls,
       clock: systemClock,
@@ -344,6 +349,20 @@ describe("a difficult host", () => {
     const parts = [content.subarray(0, 700 * KiB), content.subarray(700 * KiB), content.subarray(0, 1)];
     await file.writeVector(5, parts);
     expect((await contentOf(file, 5, content.length + 1)).equals(Buffer.concat(parts))).toBe(true);
+    await file.close();
+  });
+
+  it("leaves small writes to the pool where a write may wait for others than this host", async () => {
+    const neverInline: SystemCalls = {
+      ...portableCalls,
+      pwrite: () => -Errno.EIO,
+      pwritev: () => -Errno.EIO,
+    };
+    const file = opened("elsewhere", neverInline, { cachesWrites: false });
+    await write(file, 0, Buffer.from("one"));
+    await file.writeVector(3, [Buffer.from("t"), Buffer.from("wo")]);
+    expect((await contentOf(file, 0, 6)).toString()).toBe("onetwo");
+    expect(file.counters).toMatchObject({ inlineWrites: 0, pooledWrites: 2 });
     await file.close();
   });
 

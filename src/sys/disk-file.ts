@@ -2,7 +2,8 @@
 //
 //   read    page cache (preadv2, RWF_NOWAIT) --EAGAIN, or the rest--> thread pool (cold-reads.ts)
 //           memory file system: plain pread; host that cannot tell: pool (remembered per file)
-//   write   small: pwrite at once, unless one was slow lately (inline-writes.ts); otherwise pool
+//   write   small: pwrite at once, unless one was slow lately (inline-writes.ts) or the file system may keep
+//           its callers waiting (file-systems.ts); otherwise pool
 //   zeros, discard   fallocate at once, large ranges in pieces; zeros as data where the host lacks it
 //   sync    pool, in groups (group-sync.ts)
 //
@@ -19,8 +20,9 @@ import type { BlockError } from "../base/errors.ts";
 import { KiB } from "../base/units.ts";
 import { type ColdRead, ColdReads } from "./cold-reads.ts";
 import type { Descriptor } from "./descriptor.ts";
+import type { FileSystem } from "./file-systems.ts";
 import { GroupSync } from "./group-sync.ts";
-import { type FileSystem, HostCopies } from "./host-copies.ts";
+import { HostCopies } from "./host-copies.ts";
 import { Errno, fsError, hostError, isUnsupported } from "./host-error.ts";
 import type { HostExtent, HostFile, LockRequest } from "./host-file.ts";
 import { ImageLock } from "./image-lock.ts";
@@ -48,6 +50,8 @@ export interface DiskFileParts {
   readonly blockDevice: boolean;
   /** On tmpfs or ramfs. */
   readonly inMemory: boolean;
+  /** A small write is a copy into the page cache: it waits for nobody. */
+  readonly cachesWrites: boolean;
   readonly fileSystem: FileSystem;
   readonly calls: SystemCalls;
   readonly clock: Clock;
@@ -75,6 +79,7 @@ export class DiskFile implements HostFile {
   readonly #lock: ImageLock;
   readonly #locking: boolean;
   readonly #inMemory: boolean;
+  readonly #inlineWriteMax: number;
   readonly #inlineWrites: InlineWrites;
   readonly #sync: GroupSync;
   readonly #zeroing: Zeroing;
@@ -99,6 +104,7 @@ export class DiskFile implements HostFile {
     this.#lock = new ImageLock(parts.calls, parts.path);
     this.#inMemory = parts.inMemory;
     this.#inlineReads = parts.inMemory ? InlineReads.ALWAYS : InlineReads.CACHED;
+    this.#inlineWriteMax = parts.cachesWrites ? INLINE_WRITE_MAX : -1;
     this.#inlineWrites = new InlineWrites(parts.clock, !parts.inMemory);
     this.#sync = new GroupSync(() => this.#datasync());
     this.#copies = new HostCopies(parts.calls, parts.fileSystem);
@@ -184,7 +190,7 @@ export class DiskFile implements HostFile {
   // --- writing ---------------------------------------------------------------------------------------------
 
   write(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
-    const beganMs = bytes <= INLINE_WRITE_MAX ? this.#inlineWrites.begin() : -1;
+    const beganMs = bytes <= this.#inlineWriteMax ? this.#inlineWrites.begin() : -1;
     if (beganMs < 0) return this.#writePooled(offset, bytes, buffer, at);
     this.counters.inlineWrites++;
     const fd = this.#descriptor.fd;
@@ -206,7 +212,7 @@ export class DiskFile implements HostFile {
   writeVector(offset: number, parts: readonly Buffer[]): Completion {
     let bytes = 0;
     for (const part of parts) bytes += part.length;
-    const beganMs = bytes <= INLINE_WRITE_MAX ? this.#inlineWrites.begin() : -1;
+    const beganMs = bytes <= this.#inlineWriteMax ? this.#inlineWrites.begin() : -1;
     if (beganMs < 0) return this.#writeVectorPooled(offset, parts, bytes);
     this.counters.inlineWrites++;
     const fd = this.#descriptor.fd;

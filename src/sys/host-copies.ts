@@ -8,22 +8,8 @@
 // ago. After a call that took nothing the pair is given up for a while; whoever copies reads and writes then,
 // and meets the host's error there.
 
+import { type FileSystem, FileSystemType } from "./file-systems.ts";
 import type { SystemCalls } from "./system-calls.ts";
-
-/** Where a file lies: statfs(2)'s magic number, and stat(2)'s device. */
-export interface FileSystem {
-  readonly type: number;
-  readonly device: number;
-}
-
-/** linux/magic.h */
-export const FileSystemType = {
-  TMPFS: 0x0102_1994,
-  RAMFS: 0x8584_58f6,
-  EXT: 0xef53,
-  XFS: 0x5846_5342,
-  BTRFS: 0x9123_683e,
-} as const;
 
 const SHARING: readonly number[] = [FileSystemType.XFS, FileSystemType.BTRFS];
 const COPYING: readonly number[] = [...SHARING, FileSystemType.TMPFS, FileSystemType.EXT];

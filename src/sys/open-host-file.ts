@@ -16,7 +16,7 @@ import { type Logger, silentLogger } from "../base/logger.ts";
 import { systemCalls } from "./choose-calls.ts";
 import { Descriptor } from "./descriptor.ts";
 import { DiskFile } from "./disk-file.ts";
-import { FileSystemType } from "./host-copies.ts";
+import { cachesWrites, FileSystemType, isInMemory } from "./file-systems.ts";
 import { Errno, fsError, hostError } from "./host-error.ts";
 import { SeekFrom, type SystemCalls } from "./system-calls.ts";
 
@@ -32,9 +32,6 @@ export interface OpenOptions {
   /** For tests. */
   readonly calls?: SystemCalls;
 }
-
-const UNKNOWN_FILE_SYSTEM = 0;
-const MEMORY_FILE_SYSTEMS: readonly number[] = [FileSystemType.TMPFS, FileSystemType.RAMFS];
 
 /**
  * Opens a regular file or a block device. No lock is taken: call `lock`.
@@ -56,14 +53,15 @@ export function openHostFile(path: string, options: OpenOptions): DiskFile {
     const stats = fstatSync(fd);
     refuseOthers(path, stats, options.writable);
     const blockDevice = stats.isBlockDevice();
-    const type = blockDevice ? UNKNOWN_FILE_SYSTEM : fileSystemType(fd, path);
+    const type = blockDevice ? FileSystemType.UNKNOWN : fileSystemType(fd, path);
     return new DiskFile({
       path,
       descriptor: new Descriptor(fd),
       writable: options.writable,
       size: blockDevice ? deviceSize(fd, stats, calls) : stats.size,
       blockDevice,
-      inMemory: MEMORY_FILE_SYSTEMS.includes(type),
+      inMemory: isInMemory(type),
+      cachesWrites: blockDevice || cachesWrites(type),
       fileSystem: { type, device: stats.dev },
       calls,
       clock: options.clock ?? systemClock,
@@ -100,7 +98,7 @@ function fileSystemType(fd: number, path: string): number {
       // The next name; in the end it counts as some disk, which is right everywhere and slower.
     }
   }
-  return UNKNOWN_FILE_SYSTEM;
+  return FileSystemType.UNKNOWN;
 }
 
 function deviceSize(fd: number, stats: Stats, calls: SystemCalls): number {
