@@ -116,6 +116,12 @@ export interface Driver {
    */
   holding?(offset: number, bytes: number): Holding;
   /**
+   * Where in `host.file` the range stands, if it is known at once that it is one piece of plain data there,
+   * so that a read of it is a read of the file and nothing else; otherwise -1. True as long as nobody may
+   * write to this layer.
+   */
+  placeOf?(offset: number, bytes: number): number;
+  /**
    * Copies into this layer what it lacks of [offset, offset+bytes) and what the images from its backing down
    * to, but without, `base` hold (all of them where `base` is undefined). What the guest wrote in the
    * meantime stays. Settles to the bytes that were copied as data. Both ends are multiples of `clusterSize`,

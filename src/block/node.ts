@@ -128,6 +128,19 @@ export class BlockNode implements DriverHost {
     else return this.#tracked(done);
   }
 
+  /**
+   * The same for a range that stands at `place` of the file, as the driver said (`placeOf`) when this node
+   * was neither writable nor held back; nothing of that has changed.
+   */
+  readPlaced(place: number, bytes: number, buffer: Buffer, at: number): Completion {
+    this.counters.reads++;
+    this.counters.readBytes += bytes;
+    const done = this.file!.read(place, bytes, buffer, at);
+    if (done === undefined) return;
+    this.#inFlight++;
+    return this.#tracked(done);
+  }
+
   /** Writes `buffer[at .. at+bytes)`; with FUA it is durable when it is done. */
   write(offset: number, bytes: number, buffer: Buffer, at: number, flags = 0): Completion {
     if (this.#quiesced > 0) return this.#later((node) => node.write(offset, bytes, buffer, at, flags));

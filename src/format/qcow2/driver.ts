@@ -173,6 +173,15 @@ export class Qcow2Driver implements Driver {
       : Holding.SOMETHING;
   }
 
+  placeOf(offset: number, bytes: number): number {
+    const { image } = this;
+    // A fault filter below is told of each read of data.
+    if (image.writable || image.debug !== undefined) return NO_HOST_OFFSET;
+    const mapping = this.#mapping;
+    if (mapping.lookup(offset, bytes) !== RunKind.DATA || mapping.bytes !== bytes) return NO_HOST_OFFSET;
+    return mapping.hostOffset + bytes <= image.file.size ? mapping.hostOffset : NO_HOST_OFFSET;
+  }
+
   async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {
     if (!this.#writing.ready) await this.#writing.begin();
     return this.#copyUp.copyUp(offset, bytes, base);
