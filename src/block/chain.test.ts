@@ -1,10 +1,19 @@
 import { describe, expect, it } from "vitest";
 import { Prng } from "../base/prng.ts";
-import { CHAIN_LENGTH_MAX, chainOf, composedExtents, isInChain, layersAbove } from "./chain.ts";
+import {
+  CHAIN_LENGTH_MAX,
+  chainOf,
+  composedExtents,
+  imageOf,
+  isInChain,
+  layersAbove,
+  nodeBelow,
+} from "./chain.ts";
 import { ExtentKind, ExtentList } from "./extent.ts";
 import type { BlockNode } from "./node.ts";
 import { ArrayWorld } from "./testing/array-world.ts";
-import { Gate, inOrder } from "./testing/interpose.ts";
+import type { FilterDriver } from "./testing/filter-driver.ts";
+import { Faults, Gate, inOrder } from "./testing/interpose.ts";
 import { Scheduler } from "./testing/scheduler.ts";
 
 const { UNALLOCATED, ZERO, DATA } = ExtentKind;
@@ -20,6 +29,18 @@ describe("walks", () => {
     expect(layersAbove(d, d)).toEqual([]);
     expect(isInChain(d, a)).toBe(true);
     expect(isInChain(a, d)).toBe(false);
+  });
+
+  it("go through filters", () => {
+    const world = new ArrayWorld();
+    const base = world.image("base", { size: 4096, readOnly: true });
+    const inner = world.filter("inner", base);
+    const outer = world.filter("outer", inner);
+    const top = world.image("top", { size: 4096, backing: outer });
+    expect(chainOf(top)).toEqual([top, outer, inner, base]);
+    expect(layersAbove(top, base)).toEqual([top, outer, inner]);
+    expect([top, outer, inner, base].map(imageOf)).toEqual([top, base, base, base]);
+    expect([top, outer, inner, base].map(nodeBelow)).toEqual([outer, inner, base, undefined]);
   });
 
   it("refuse a base above the top, by both names", () => {
@@ -72,7 +93,11 @@ describe("ExtentList", () => {
 /** What each byte is by a walk that a child would write: [kind, depth]. */
 function naive(world: ArrayWorld, top: BlockNode, base: BlockNode | undefined, offset: number) {
   let depth = 0;
-  for (let node: BlockNode | undefined = top; node !== undefined && node !== base; node = node.backing) {
+  for (let node: BlockNode | undefined = top; node !== undefined && node !== base; node = nodeBelow(node)) {
+    if (node.filtered !== undefined) {
+      depth++;
+      continue;
+    }
     if (offset >= node.size) return [ZERO, depth];
     const driver = world.driver(node.name);
     const cluster = driver.clusters[Math.floor(offset / driver.clusterSize)];
@@ -97,8 +122,10 @@ describe("what a chain says together", () => {
         const size = prng.between(1, 40) * 512 + prng.pick([0, 1, 511]);
         top = world.image(name, { size, clusterSize, before, ...(top && { backing: top }) });
         world.scatter(name, prng);
+        for (const filter of ["f", "g"].slice(prng.below(3))) top = world.filter(filter + name, top, true);
       }
-      const base = prng.pick([undefined, ...chainOf(top!)]);
+      const shown = chainOf(top!).map((node) => node.filtered);
+      const base = prng.pick([undefined, ...chainOf(top!).filter((node) => !shown.includes(node))]);
       for (let i = 0; i < 10; i++) {
         const offset = prng.below(top!.size);
         const bytes = prng.between(1, top!.size - offset);
@@ -188,6 +215,23 @@ describe("what a chain says together", () => {
     gate.open();
     await Promise.all([telling, changing]);
     expect(list.extents.map(({ kind, depth }) => [kind, depth])).toEqual([[DATA, 2]]);
+  });
+
+  it("fails when a filter does, which is asked before its image", async () => {
+    const world = new ArrayWorld();
+    const image = world.image("image", { size: 4096, readOnly: true });
+    const filter = world.filter("filter", image);
+    const top = world.image("top", { size: 4096, backing: filter });
+    const asked: string[] = [];
+    world.driver("image").before = ({ node }) => void asked.push(node);
+    const failing = new Faults(0, ({ operation }) => operation === "extents");
+    (filter.driver as FilterDriver).before = failing.before;
+    const tell = async () => composedExtents(top, undefined, 0, 4096, new ExtentList(0));
+    await expect(tell()).rejects.toThrow("injected fault: extents of 'filter' at 0");
+    expect(asked).toEqual([]);
+    await tell();
+    expect(asked).toEqual(["image", "image"]);
+    expect([filter.inFlight, image.inFlight]).toEqual([0, 0]);
   });
 
   it("fails when a layer does, and nothing stays in flight", async () => {

@@ -1,12 +1,14 @@
 // Walks along backing links, and what a chain says together about a range.
 //
 //   [base] <- [bottom] <- ... <- [top]     `above base`: the layers from top down to, but without, base
+//   [base] <- [C] = filter <- [top]        a filter is a node of the chain, and so is the image that it shows
 //
 //   1. A layer that is shorter than its overlay reads as zeros past its end: what lies deeper is hidden
 //      there. So the tail beyond a short layer that is above `base` is ZERO, and beyond `base` itself it is
 //      nobody's (UNALLOCATED).
 //   2. A layer counts as busy until what lies below it was asked: its backing link does not change in
 //      between.
+//   3. A filter holds nothing: it is asked, so that it may fail, and then the image that it shows is.
 
 import { assert } from "../base/assert.ts";
 import type { Completion } from "../base/completion.ts";
@@ -17,10 +19,22 @@ import type { BlockNode } from "./node.ts";
 /** Images that one chain may have; a longer one, or a cycle, is refused when it is opened. */
 export const CHAIN_LENGTH_MAX = 256;
 
-/** The node and all of its backing images, top first. */
+/** The next node of a chain: what a filter shows, or the backing image. */
+export function nodeBelow(node: BlockNode): BlockNode | undefined {
+  return node.filtered ?? node.backing;
+}
+
+/** The image that a filter shows, through any number of them; everything else is its own. */
+export function imageOf(node: BlockNode): BlockNode {
+  let image = node;
+  for (let shown = node.filtered; shown !== undefined; shown = shown.filtered) image = shown;
+  return image;
+}
+
+/** The node and all that a chain has below it: images that filters show, and backing images; top first. */
 export function chainOf(top: BlockNode): BlockNode[] {
   const nodes: BlockNode[] = [];
-  for (let node: BlockNode | undefined = top; node !== undefined; node = node.backing) {
+  for (let node: BlockNode | undefined = top; node !== undefined; node = nodeBelow(node)) {
     if (nodes.length >= CHAIN_LENGTH_MAX) {
       throw new BlockError("EINVAL", `the chain of '${top.name}' has more than ${CHAIN_LENGTH_MAX} images`);
     }
@@ -38,7 +52,7 @@ export function layersAbove(top: BlockNode, base: BlockNode | undefined): BlockN
   return nodes.slice(0, at);
 }
 
-/** Whether `node` is `top` or one of its backing images. */
+/** Whether `node` is `top` or below it in its chain. */
 export function isInChain(top: BlockNode, node: BlockNode): boolean {
   return chainOf(top).includes(node);
 }
@@ -52,7 +66,7 @@ export interface ComposedSink {
  * Tells what the layers from `top` down to, but without, `base` hold of [offset, offset+bytes): DATA or ZERO
  * with the depth of the layer that decided, UNALLOCATED where none of them does (depth: the number of
  * layers). In order and without gaps; ends early when the sink wants no more. Ranges past the end of `top`
- * are told as its tail.
+ * are told as its tail. `base` is no image that a filter above it shows: then it would be that filter.
  */
 export function composedExtents(
   top: BlockNode,
@@ -72,6 +86,8 @@ export function composedExtents(
 
 /** A layer's own extents of one range, up to a small number: the walk asks again from where they end. */
 const EXTENTS_AT_A_TIME = 64;
+/** Wants nothing of what a filter tells. */
+const MAY_FAIL = { push: () => false };
 
 class ComposedWalk {
   readonly #base: BlockNode | undefined;
@@ -99,12 +115,28 @@ class ComposedWalk {
   }
 
   #told(node: BlockNode, offset: number, bytes: number, depth: number): boolean | Promise<boolean> {
+    const { filtered } = node;
+    if (filtered !== undefined) return this.#through(node, filtered, offset, bytes, depth);
     const inside = Math.max(0, Math.min(bytes, node.size - offset));
     const told = inside === 0 ? true : this.#inside(node, offset, inside, depth);
     if (inside === bytes) return told;
     const tail = () => this.#out.push(bytes - inside, ExtentKind.ZERO, NO_HOST_OFFSET, false, depth);
     if (told instanceof Promise) return told.then((more) => more && tail());
     return told && tail();
+  }
+
+  /** A filter is held until the image that it shows was asked. */
+  #through(
+    filter: BlockNode,
+    image: BlockNode,
+    offset: number,
+    bytes: number,
+    depth: number,
+  ): boolean | Promise<boolean> {
+    const inside = Math.max(0, Math.min(bytes, filter.size - offset));
+    const asked = inside === 0 ? undefined : filter.driver.extents(offset, inside, MAY_FAIL);
+    if (asked === undefined) return this.layer(image, offset, bytes, depth + 1);
+    return asked.then(() => this.layer(image, offset, bytes, depth + 1));
   }
 
   #inside(node: BlockNode, offset: number, bytes: number, depth: number): boolean | Promise<boolean> {

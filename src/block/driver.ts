@@ -85,6 +85,11 @@ export interface Driver {
   readonly growable: boolean;
   /** Whether `backing` is possible: raw has none. */
   readonly supportsBacking: boolean;
+  /**
+   * It has no data of its own and shows what its `file` holds, so that a chain goes on there. Of what it
+   * tells by `extents`, chains take only whether that failed.
+   */
+  readonly isFilter?: boolean;
   /** Unit in which copy-up and allocation work; 512 or more; a power of two. */
   readonly clusterSize: number;
 

@@ -188,7 +188,7 @@ export class Graph {
     child: BlockNode,
     { role = "file", takes = 0, denies = 0 }: FileLinkOptions = {},
   ): NodeUse {
-    const writes = parent.readOnly ? 0 : Permission.WRITE | Permission.RESIZE;
+    const writes = parent.readOnly ? 0 : writesThrough(role);
     return this.use(child, {
       user: `node '${parent.name}'`,
       role,
@@ -284,7 +284,8 @@ export class Graph {
     for (const use of moving) {
       use.node = overlay;
       overlay.claims.add(use);
-      use.parent?.setBacking(overlay);
+      if (showsImage(use)) use.parent!.setFiltered(overlay);
+      else use.parent?.setBacking(overlay);
     }
     // What the guest sent meanwhile belongs above the snapshot: below, it would be lost to a copy-on-write in
     // flight.
@@ -312,33 +313,70 @@ export class Graph {
    * changed.
    */
   async setWritable(node: BlockNode, writable: boolean): Promise<boolean> {
-    while (this.#reopening.has(node)) await this.#reopening.get(node);
+    const alongside = () => [node, ...this.#linksReopenedWith(node).map((link) => link.node)];
+    for (;;) {
+      const busy = alongside().find((each) => this.#reopening.has(each));
+      if (busy === undefined) break;
+      await this.#reopening.get(busy);
+    }
+    const nodes = alongside();
     const reopening = this.#reopen(node, writable);
-    this.#reopening.set(
-      node,
-      reopening.catch(() => undefined),
-    );
+    const settled = reopening.catch(() => undefined);
+    for (const each of nodes) this.#reopening.set(each, settled);
     try {
       return await reopening;
     } finally {
-      this.#reopening.delete(node);
+      for (const each of nodes) this.#reopening.delete(each);
     }
   }
 
   async #reopen(node: BlockNode, writable: boolean): Promise<boolean> {
     if (node.readOnly !== writable) return false;
     const links = this.#linksReopenedWith(node);
+    // Others may write to what a filter shows.
+    const shared = writable ? -1 : links.findIndex((link) => this.#isWrittenBesides(link));
+    const stays = shared < 0 ? undefined : links[shared]!.node;
+    if (shared >= 0) links.length = shared + 1;
     const before = links.map(({ needs }) => needs);
     try {
       // Claimed before the first await, so that nobody else becomes its writer meanwhile.
-      if (writable) for (const link of links) this.#claimForWriting(link);
-      await node.setWritable(writable);
+      if (writable) for (const link of links) this.#claimMore(link, writesThrough(link.role));
+      await node.setWritable(writable, stays);
     } catch (error) {
       for (const [index, link] of links.entries()) link.needs = before[index]!;
       throw error;
     }
     if (!writable) for (const link of links) link.needs &= ~(Permission.WRITE | Permission.RESIZE);
     return true;
+  }
+
+  /**
+   * Lets `node` be resized, and the image that it shows where it is a filter, until the function that is
+   * returned was called. @throws BlockError EBUSY, EPERM
+   */
+  claimResize(node: BlockNode): () => void {
+    const links: NodeUse[] = [];
+    const giveBack = () => {
+      for (const link of links) link.needs &= ~Permission.RESIZE;
+    };
+    try {
+      for (let at = node; at.filtered !== undefined; at = at.filtered) {
+        const link = this.usesOf(at.filtered).find((use) => use.parent === at)!;
+        at.filtered.refuseBlocked();
+        if ((link.needs & Permission.RESIZE) !== 0) continue;
+        this.#claimMore(link, Permission.RESIZE);
+        links.push(link);
+      }
+    } catch (error) {
+      giveBack();
+      throw error;
+    }
+    return giveBack;
+  }
+
+  #isWrittenBesides(link: NodeUse): boolean {
+    const writes = Permission.WRITE | Permission.WRITE_UNCHANGED;
+    return this.usesOf(link.node).some((use) => use !== link && (use.needs & writes) !== 0);
   }
 
   /** From `node` down to the file of the host, through filters that are reopened along. */
@@ -352,9 +390,9 @@ export class Graph {
     return links;
   }
 
-  #claimForWriting(link: NodeUse): void {
+  #claimMore(link: NodeUse, more: number): void {
     const { node, user, role, shares } = link;
-    const needs = link.needs | Permission.WRITE | Permission.RESIZE;
+    const needs = link.needs | more;
     const others = this.usesOf(node).filter((use) => use !== link);
     checkClaim(node.name, { user, role, shares, needs }, others);
     link.needs = needs;
@@ -371,7 +409,7 @@ export class Graph {
         throw new BlockError("EBUSY", `Node '${each.name}' was closed meanwhile`);
     }
     const uses = this.usesOf(node);
-    const holder = uses.find(holdsBytes);
+    const holder = uses.find((use) => holdsBytes(use) && !showsImage(use));
     if (holder !== undefined) {
       throw new BlockError(
         "EINVAL",
@@ -381,6 +419,9 @@ export class Graph {
     if (overlay.backing !== undefined) {
       throw new BlockError("EINVAL", "The overlay already has a backing image");
     }
+    refuseCycle(overlay, node);
+    // A filter that shows the node will show the overlay, which must not stand on that filter.
+    if (reaches(overlay, node)) throw cycle(overlay, node);
     const moving = movingUses(uses);
     if (overlay.readOnly && moving.some((use) => (use.needs & Permission.WRITE) !== 0)) {
       throw new BlockError("EPERM", "Block node is read-only");
@@ -405,14 +446,35 @@ function holdsBytes({ role }: NodeUse): boolean {
   return role === "file" || role === "image";
 }
 
-function refuseCycle(overlay: BlockNode, backing: BlockNode): void {
+/** The link of a filter to the image that it shows. */
+function showsImage(use: NodeUse): boolean {
+  return holdsBytes(use) && use.parent?.filtered !== undefined;
+}
+
+/** What a node that is open for writing needs of the one with its bytes; a filter resizes on demand only. */
+function writesThrough(role: string): number {
+  return role === "image" ? Permission.WRITE : Permission.WRITE | Permission.RESIZE;
+}
+
+/** Whether `node` is `below`, or stands on it in any way: by files, filters, backing images. */
+function reaches(node: BlockNode, below: BlockNode, seen = new Set<BlockNode>()): boolean {
+  if (node === below) return true;
+  if (seen.has(node)) return false;
+  seen.add(node);
+  return [node.file, node.backing].some((child) => child !== undefined && reaches(child, below, seen));
+}
+
+function cycle(overlay: BlockNode, backing: BlockNode): BlockError {
+  return new BlockError(
+    "EINVAL",
+    `Making '${backing.name}' a backing child of '${overlay.name}' would create a cycle`,
+  );
+}
+
+/** @throws BlockError EINVAL in QEMU's words when `overlay` is something that `backing` stands on */
+export function refuseCycle(overlay: BlockNode, backing: BlockNode): void {
+  if (reaches(backing, overlay)) throw cycle(overlay, backing);
   const below = chainOf(backing);
-  if (below.includes(overlay)) {
-    throw new BlockError(
-      "EINVAL",
-      `Making '${backing.name}' a backing child of '${overlay.name}' would create a cycle`,
-    );
-  }
   if (below.length >= CHAIN_LENGTH_MAX) {
     throw new BlockError(
       "EINVAL",

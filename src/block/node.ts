@@ -5,9 +5,9 @@
 //   2. A quiesced node starts nothing: requests wait at the door, in order, until it is resumed. `quiesce` is
 //      done when everything that had been started has settled. Calls nest.
 //   3. What finishes synchronously costs no promise and no closure.
-//   4. `backing` changes only while the node is quiesced (graph.ts does it).
+//   4. `backing` changes only while the node is quiesced, and so does what a filter shows (graph.ts does it).
 //   5. What others may have found out about layers (owner-index.ts) is void after each of these: a node is
-//      quiesced or resumed, gets another backing or other rights.
+//      quiesced or resumed, gets another backing, shows another image, or gets other rights.
 
 import { assert } from "../base/assert.ts";
 import type { Completion } from "../base/completion.ts";
@@ -38,8 +38,6 @@ export interface NodeCounters {
 
 export class BlockNode implements DriverHost {
   readonly name: string;
-  readonly filename: string;
-  readonly file: BlockNode | undefined;
   readonly counters: NodeCounters = {
     reads: 0,
     readBytes: 0,
@@ -54,7 +52,9 @@ export class BlockNode implements DriverHost {
   /** Who forbids other operations on this node, in words; a running job. */
   readonly blockers = new Map<object, string>();
 
+  readonly #filename: string;
   #driver: Driver | undefined;
+  #file: BlockNode | undefined;
   #backing: BlockNode | undefined;
   #readOnly: boolean;
   #inFlight = 0;
@@ -65,8 +65,8 @@ export class BlockNode implements DriverHost {
 
   constructor(identity: NodeIdentity, file: BlockNode | undefined, readOnly: boolean) {
     this.name = identity.name;
-    this.filename = identity.filename;
-    this.file = file;
+    this.#filename = identity.filename;
+    this.#file = file;
     this.#readOnly = readOnly;
   }
 
@@ -83,6 +83,11 @@ export class BlockNode implements DriverHost {
     return driver;
   }
 
+  /** A filter has the one of its image. */
+  get filename(): string {
+    return this.filtered?.filename ?? this.#filename;
+  }
+
   get driverName(): string {
     return this.driver.driverName;
   }
@@ -91,8 +96,18 @@ export class BlockNode implements DriverHost {
     return this.driver.size;
   }
 
+  /** The node that holds this one's bytes; undefined for a leaf. */
+  get file(): BlockNode | undefined {
+    return this.#file;
+  }
+
   get backing(): BlockNode | undefined {
     return this.#backing;
+  }
+
+  /** The node that this one shows, if it is a filter. */
+  get filtered(): BlockNode | undefined {
+    return this.#driver?.isFilter === true ? this.#file : undefined;
   }
 
   get readOnly(): boolean {
@@ -282,12 +297,23 @@ export class BlockNode implements DriverHost {
     beginChainAge();
   }
 
-  /** From reading only to writing or back; the file below goes along. Errors leave the node as it was. */
-  async setWritable(writable: boolean): Promise<void> {
+  /** For graph.ts alone: lets a filter show another node. */
+  setFiltered(image: BlockNode): void {
+    assert(this.filtered !== undefined, "only a filter gets another image");
+    assert(this.#inFlight === 0, "what a filter shows changes only while it is drained");
+    this.#file = image;
+    beginChainAge();
+  }
+
+  /**
+   * From reading only to writing or back; the file below goes along, unless it is `stays`. Errors leave the
+   * node as it was.
+   */
+  async setWritable(writable: boolean, stays?: BlockNode): Promise<void> {
     if (writable !== this.#readOnly) return;
     await this.quiesce();
     try {
-      await this.#reopen(writable);
+      await this.#reopen(writable, stays);
       this.#readOnly = !writable;
       beginChainAge();
     } finally {
@@ -298,14 +324,18 @@ export class BlockNode implements DriverHost {
   /**
    * The file is writable whenever the driver is: it goes first on the way there, and last on the way back.
    */
-  async #reopen(writable: boolean): Promise<void> {
-    const file = this.file?.readOnly === writable ? this.file : undefined;
-    const [first, second] = writable ? [file, this.driver] : [this.driver, file];
-    await first?.setWritable(writable);
+  async #reopen(writable: boolean, stays: BlockNode | undefined): Promise<void> {
+    const file = this.file?.readOnly === writable && this.file !== stays ? this.file : undefined;
+    const steps = [
+      async (to: boolean) => file?.setWritable(to, stays),
+      async (to: boolean) => this.driver.setWritable(to),
+    ];
+    const [first, second] = writable ? steps : steps.reverse();
+    await first!(writable);
     try {
-      await second?.setWritable(writable);
+      await second!(writable);
     } catch (error) {
-      await first?.setWritable(!writable).catch(() => {});
+      await first!(!writable).catch(() => {});
       throw error;
     }
   }

@@ -5,6 +5,8 @@
 //   D        data     data     -        -        -       data 2, seen 1 (its byte 0 is hidden by E)
 //   C        -        -        data     data     -       data 2, seen 1
 //
+// A filter holds nothing: what it shows is told of its image.
+//
 // An image past whose end its overlay goes on reads as zeros there: it hides what lies deeper.
 
 import type { Completion } from "../base/completion.ts";
@@ -70,7 +72,7 @@ function emptyReport(node: BlockNode): LayerReport {
     driver: node.driverName,
     "read-only": node.readOnly,
     "virtual-size": node.size,
-    "actual-size": node.driver.allocatedBytes(),
+    "actual-size": node.filtered === undefined ? node.driver.allocatedBytes() : 0,
     data: 0,
     seen: 0,
     shadows: 0,
@@ -81,12 +83,13 @@ function emptyReport(node: BlockNode): LayerReport {
 /** What one image holds of a range, without gaps; past its end it is zeros. */
 async function listExtents(node: BlockNode, offset: number, bytes: number): Promise<readonly Extent[]> {
   const list = new ExtentList(offset);
+  if (node.filtered !== undefined) list.push(bytes, ExtentKind.UNALLOCATED, -1, false);
   const inside = Math.max(0, Math.min(bytes, node.size - offset));
   while (list.end < offset + inside) {
     const listed: Completion = node.extents(list.end, offset + inside - list.end, list);
     if (listed !== undefined) await listed;
   }
-  list.push(bytes - inside, ExtentKind.ZERO, -1, false);
+  list.push(offset + bytes - list.end, ExtentKind.ZERO, -1, false);
   return list.extents;
 }
 

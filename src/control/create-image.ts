@@ -1,6 +1,7 @@
 // New images: for blockdev-create, and overlays for a snapshot.
 
 import { BlockError } from "../base/errors.ts";
+import { imageOf } from "../block/chain.ts";
 import type { BlockNode } from "../block/node.ts";
 import { Permission } from "../block/permissions.ts";
 import { type CreateOptions, createQcow2 } from "../format/qcow2/create.ts";
@@ -28,7 +29,7 @@ export async function createOverlay({ path, backing, backingFile }: OverlaySetti
     await createQcow2(hostImageFile(file), {
       size: backing.size,
       backingFile,
-      backingFormat: backing.driverName,
+      backingFormat: imageOf(backing).driverName,
     });
   } finally {
     await file.close();

@@ -1,7 +1,7 @@
 // Nodes as query-named-block-nodes tells them.
 
 import { alignUp } from "../base/units.ts";
-import { chainOf } from "../block/chain.ts";
+import { chainOf, imageOf, nodeBelow } from "../block/chain.ts";
 import type { Graph } from "../block/graph.ts";
 import { resolveBackingFile } from "../block/link-options.ts";
 import type { BlockNode } from "../block/node.ts";
@@ -59,19 +59,21 @@ function nodeInfo(node: BlockNode, flat: boolean): Members {
 
 function imageInfo(node: BlockNode, flat: boolean): Members {
   const details = node.details();
-  const allocated = node.driver.allocatedBytes();
-  const { backing } = node;
+  // Of a filter, as of a node that has nothing on the host.
+  const allocated = node.filtered === undefined ? node.driver.allocatedBytes() : -1;
+  const { clusterSize } = imageOf(node).details();
+  const below = nodeBelow(node);
   return {
     filename: node.filename,
     format: node.driverName,
     "virtual-size": alignUp(node.size, 512),
     ...(allocated < 0 ? {} : { "actual-size": allocated }),
     "dirty-flag": false,
-    ...(details.clusterSize === undefined ? {} : { "cluster-size": details.clusterSize }),
+    ...(clusterSize === undefined ? {} : { "cluster-size": clusterSize }),
     ...(details.compressed === true ? { compressed: true } : {}),
     ...backingInfo(node),
     ...(details.snapshots?.length ? { snapshots: details.snapshots } : {}),
-    ...(flat || backing === undefined ? {} : { "backing-image": imageInfo(backing, flat) }),
+    ...(flat || below === undefined ? {} : { "backing-image": imageInfo(below, flat) }),
     ...formatSpecific(node),
   };
 }

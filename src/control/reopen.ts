@@ -2,6 +2,7 @@
 
 import { BlockError } from "../base/errors.ts";
 import { chainOf } from "../block/chain.ts";
+import { refuseCycle } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import type { NodeOptions } from "../block/node-options.ts";
 import { Permission } from "../block/permissions.ts";
@@ -68,12 +69,7 @@ function newBacking(daemon: Daemon, node: BlockNode, options: NodeOptions): Bloc
     throw new BlockError("ENOTSUP", "A new backing node is given by its name: add it first");
   }
   const found = daemon.graph.get(backing);
-  if (chainOf(found).includes(node)) {
-    throw new BlockError(
-      "EINVAL",
-      `Making '${found.name}' a backing child of '${node.name}' would create a cycle`,
-    );
-  }
+  refuseCycle(node, found);
   return found;
 }
 

@@ -58,13 +58,19 @@ async function apply(daemon: Daemon, plans: readonly Plan[]): Promise<void> {
   const drained: BlockNode[] = [];
   try {
     for (const { node } of plans) {
-      drained.push(node);
-      await node.quiesce();
+      // Filters that show the node come first: what is in flight in them still needs it.
+      for (const each of [...daemon.graph.parentsOf(node), node]) {
+        drained.push(each);
+        await each.quiesce();
+      }
     }
     for (const { node, overlay } of plans) {
       await node.driver.flush();
       // Somebody may have put another image on top meanwhile: its requests would wait at our drained node.
       refuseBusy(daemon, node);
+      if (daemon.graph.parentsOf(node).some((parent) => !parent.isQuiesced)) {
+        throw new BlockError("EBUSY", `Node '${node.name}' got another filter at the same time`);
+      }
       daemon.graph.refuseUnfitOverlay(node, overlay);
     }
     for (const { node, overlay } of plans) await daemon.graph.append(node, overlay);
@@ -80,6 +86,9 @@ export function planOnto(node: BlockNode, overlay: BlockNode): Planner {
     const users = daemon.graph.usesOf(overlay).filter((use) => !use.staysAtNode);
     if (overlay === node || users.length > 0) {
       throw new BlockError("NODE_IN_USE", "The overlay is already in use");
+    }
+    if (overlay.filtered !== undefined) {
+      throw new BlockError("ENOTSUP", "Filters cannot be used as overlays");
     }
     if (!overlay.driver.supportsBacking) {
       throw new BlockError("ENOTSUP", "The overlay does not support backing images");

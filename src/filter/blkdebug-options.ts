@@ -21,7 +21,6 @@ const NEVER: Readonly<Partial<Record<DebugEvent, string>>> = {
   cluster_alloc_space: "new clusters are not zeroed ahead",
   vmstate_load: "there is no state of a machine in images",
   vmstate_save: "there is no state of a machine in images",
-  cor_write: "there is no copy-on-read",
   empty_image_prepare: "images are not emptied",
   l1_shrink_write_table: "images are not made smaller",
   l1_shrink_free_l2_clusters: "images are not made smaller",

@@ -141,7 +141,7 @@ describe("blkdebug", () => {
     [{ "inject-error": [{ event: "foo" }] }, "invalid parameter value: foo"],
     [{ "inject-error": [{ event: "none", errno: -5 }] }, "expects a number from 0 to 4095"],
     [{ "inject-error": [{ event: "vmstate_load" }] }, "event 'vmstate_load' never happens here"],
-    [{ "set-state": [{ event: "cor_write", new_state: 2 }] }, "event 'cor_write' never happens here"],
+    [{ "set-state": [{ event: "vmstate_load", new_state: 2 }] }, "event 'vmstate_load' never happens here"],
     [{ "set-state": "x" }, "Invalid parameter type for 'set-state'"],
     [{ image: undefined }, 'A block device must be specified for "image"'],
     [{ "take-child-perms": ["foo"] }, "invalid parameter value: foo"],

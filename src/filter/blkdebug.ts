@@ -7,7 +7,9 @@
 //   1. Requests that no rule names and no limit touches reach the image as they came.
 //   2. A request that fails has not reached the image.
 //   3. Events of writing (pwritev ...) are the node's own; all others come from the driver above.
-//   4. As in the reference a flush fails only when something was written since the last one that did not.
+//   4. A merge into the image below passes here as one request for each stretch that it copies: a rule for
+//      reads or for writes fails it before the image hears of it.
+//   5. As in the reference a flush fails only when something was written since the last one that did not.
 
 import type { Completion } from "../base/completion.ts";
 import { BlockError } from "../base/errors.ts";
@@ -24,13 +26,11 @@ import { hasLimits, LimitedRequests, type RequestLimits } from "./request-limits
 export class BlkdebugDriver implements Driver {
   readonly driverName = "blkdebug";
   readonly supportsBacking = false;
+  readonly isFilter = true;
   readonly clusterSize = 512;
-  readonly #name: string;
-  readonly #image: BlockNode;
+  readonly #host: DriverHost;
   readonly #rules: BlkdebugRules;
   readonly #limited: LimitedRequests | undefined;
-  /** Of a second filter below. */
-  readonly #debugBelow: DebugHook | undefined;
   /** Changes so far, and those that the last good flush covers. */
   #changes = 0;
   #flushed = 0;
@@ -38,12 +38,20 @@ export class BlkdebugDriver implements Driver {
   constructor(host: DriverHost, rules: BlkdebugRules, limits: RequestLimits) {
     if (host.file === undefined)
       throw new BlockError("EINVAL", `A block device must be specified for "image"`);
-    this.#name = host.name;
-    this.#image = host.file;
+    this.#host = host;
     this.#rules = rules;
-    this.#debugBelow = debugHookOf(host.file);
     this.#limited = hasLimits(limits) ? new LimitedRequests(limits, this.#target()) : undefined;
     rules.event("none");
+  }
+
+  /** It is another one when that got an overlay. */
+  get #image(): BlockNode {
+    return this.#host.file!;
+  }
+
+  /** Of a second filter below. */
+  get #debugBelow(): DebugHook | undefined {
+    return debugHookOf(this.#host.file);
   }
 
   get size(): number {
@@ -127,6 +135,18 @@ export class BlkdebugDriver implements Driver {
     });
   }
 
+  async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {
+    await this.#failing("block-status", offset, bytes);
+    await this.#failing("read", offset, bytes);
+    this.#rules.event("cor_write");
+    await this.#failing("write", offset, bytes);
+    let copied = 0;
+    await this.#changed(async () => {
+      copied = await this.#image.copyUp(offset, bytes, base);
+    });
+    return copied;
+  }
+
   truncate(size: number): Completion {
     return this.#changed(() => this.#image.truncate(size));
   }
@@ -149,13 +169,13 @@ export class BlkdebugDriver implements Driver {
 
   /** Where requests go that were cut to fit the limits. */
   #target() {
-    const image = this.#image;
+    const image = () => this.#image;
     return {
       get size() {
-        return image.size;
+        return image().size;
       },
       get growable() {
-        return image.driver.growable;
+        return image().driver.growable;
       },
       read: (offset: number, bytes: number, buffer: Buffer, at: number) =>
         this.#read(offset, bytes, buffer, at),
@@ -219,7 +239,7 @@ export class BlkdebugDriver implements Driver {
     const errno = rule.errno ?? Errno.EIO;
     const error = hostError(
       errno,
-      `blkdebug: ${type}${where} on node '${this.#name}' (rule for '${rule.event}')`,
+      `blkdebug: ${type}${where} on node '${this.#host.name}' (rule for '${rule.event}')`,
     );
     if (rule.immediately === true) throw error;
     return later(error);

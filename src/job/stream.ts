@@ -13,18 +13,21 @@
 //   5. Base is looked up again at the commit point, under the lowest layer that we hold: an await voids
 //      look-ups.
 //   6. With any error that was ignored the chain stays as it was, and the job says so.
+//   7. Filters are nodes of the chain, but nothing is merged from one to the image that it shows. A filter
+//      named as top passes on what is copied into its image; the backing link is that image's. Filters
+//      between top and base go with the images there; one right above base holds nothing back of it.
 
 import path from "node:path";
 import type { Clock } from "../base/clock.ts";
 import { BlockError, errorCode, errorWords } from "../base/errors.ts";
 import { KiB, MiB } from "../base/units.ts";
-import { composedExtents, layersAbove } from "../block/chain.ts";
-import { ExtentKind } from "../block/extent.ts";
+import { composedExtents, imageOf, layersAbove, nodeBelow } from "../block/chain.ts";
 import type { Graph, NodeUse } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { ALL_PERMISSIONS, Permission } from "../block/permissions.ts";
 import type { JobErrorAction, JobListener, JobSettings } from "./job.ts";
 import { Job } from "./job.ts";
+import { type Chunk, DataSum, Search } from "./stream-plan.ts";
 
 export type OnError = "report" | "ignore" | "enospc" | "stop" | "auto";
 
@@ -56,21 +59,18 @@ const WINDOW_CHUNKS_BUSY = 1;
 /** How much of the disk the planner looks at before others have a turn. */
 const PLAN_BYTES = 64 * CHUNK_BYTES;
 
-/** A stretch of top that has to be looked at, and the bytes of it that will be copied as data. */
-interface Chunk {
-  readonly offset: number;
-  readonly bytes: number;
-  readonly dataBytes: number;
-}
-
 export class StreamJob extends Job {
   override readonly type = "stream";
   readonly #graph: Graph;
   readonly #top: BlockNode;
+  /** What gets the copies and the new link: top, or what it shows where it is a filter. */
+  readonly #image: BlockNode;
   readonly #onError: OnError;
   readonly #backingFile: string | undefined;
-  /** Layers between top and base, from below top down; they are merged away. */
-  readonly #merged: BlockNode[];
+  /** All nodes above base but top, from below top down. Those below the image of top are merged away. */
+  readonly #layers: BlockNode[];
+  /** The image that stands on base: the lowest one above it. */
+  readonly #lowestImage: BlockNode;
   readonly #uses: NodeUse[] = [];
   #openedForWriting = false;
   #ignored: unknown;
@@ -93,9 +93,12 @@ export class StreamJob extends Job {
     this.#top = target.top;
     this.#onError = settings.onError;
     this.#backingFile = settings.backingFile;
-    this.#merged = layersAbove(target.top, target.base).slice(1);
+    this.#image = imageOf(target.top);
+    const all = layersAbove(target.top, target.base);
+    this.#layers = all.slice(1);
+    this.#lowestImage = all.findLast((layer) => layer.filtered === undefined)!;
     this.length = target.top.size;
-    const shared = this.#merged.every((layer) => sharesSpace(target.top, layer));
+    const shared = this.#layers.every((layer) => sharesSpace(target.top, layer));
     this.#chunkBytes = shared ? SHARED_CHUNK_BYTES : CHUNK_BYTES;
   }
 
@@ -111,19 +114,24 @@ export class StreamJob extends Job {
     clock: Clock,
   ): Promise<StreamJob> {
     const { top, base } = target;
-    refuseDriver(top);
+    const image = imageOf(top);
+    refuseDriver(image);
     if (top === base) {
       throw new BlockError("EINVAL", `Node '${base.name}' is not a backing image of '${top.name}'`);
     }
+    if (base !== undefined && imageOf(base) === image) {
+      throw new BlockError("EINVAL", `'${base.name}' is not in the backing chain of '${top.name}'`);
+    }
+    refuseReadOnlyFilter(top);
     const job = new StreamJob(graph, target, settings, listener, clock);
     if (settings.backingFile !== undefined && base === undefined) {
       throw new BlockError("EINVAL", "backing file specified, but streaming the entire chain");
     }
-    for (const node of [top, ...job.#merged]) node.refuseBlocked();
+    for (const node of [top, ...job.#layers]) node.refuseBlocked();
     // A base that cannot be linked is refused now, not after the copy.
     if (!job.hasNothingToDo) {
       const { file, format } = job.#linkNow();
-      top.driver.checkBackingLink?.(file, format);
+      image.driver.checkBackingLink?.(file, format);
     }
     try {
       await job.#hold();
@@ -135,12 +143,12 @@ export class StreamJob extends Job {
   }
 
   async #hold(): Promise<void> {
-    for (const node of [this.#top, ...this.#merged]) {
+    for (const node of [this.#top, ...this.#layers]) {
       node.blockers.set(this, `block device is in use by block job: stream (job '${this.id}')`);
     }
     // All of them are held before the first await, so that nobody closes them.
     this.#uses.push(this.#graph.use(this.#top, this.#claim("main node", 0)));
-    for (const node of this.#merged)
+    for (const node of this.#layers)
       this.#uses.push(this.#graph.use(node, this.#claim("intermediate node", 0)));
     // Asked in any case: a snapshot may be about to make it read-only.
     this.#openedForWriting = await this.#graph.setWritable(this.#top, true);
@@ -164,7 +172,7 @@ export class StreamJob extends Job {
     } finally {
       // Last of all: a job that began before top is read-only again would find it so in the middle of its
       // work.
-      for (const node of [this.#top, ...this.#merged]) node.blockers.delete(this);
+      for (const node of [this.#top, ...this.#layers]) node.blockers.delete(this);
     }
   }
 
@@ -192,7 +200,7 @@ export class StreamJob extends Job {
   // --- the copy ----------------------------------------------------------------------------------
 
   override get hasNothingToDo(): boolean {
-    return this.#merged.length === 0;
+    return this.#lowestImage === this.#image;
   }
 
   protected override async run(): Promise<void> {
@@ -219,8 +227,13 @@ export class StreamJob extends Job {
     const sum = new DataSum();
     for (let offset = 0; offset < this.#top.size; offset += PLAN_BYTES) {
       const look = Math.min(PLAN_BYTES, this.#top.size - offset);
-      const done = composedExtents(this.#top, this.#baseNow(), offset, look, sum);
-      if (done !== undefined) await done;
+      try {
+        const done = composedExtents(this.#image, this.#baseNow(), offset, look, sum);
+        if (done !== undefined) await done;
+      } catch (error) {
+        this.#lookFailed(offset, error);
+        if (this.#failure !== undefined) throw this.#failure.error;
+      }
       if (this.isAskedToStop) await this.checkpoint();
       await this.clock.turn();
     }
@@ -322,15 +335,20 @@ export class StreamJob extends Job {
    * the disk.
    */
   async #plan(offset: number, bytesMax: number, lookMax: number): Promise<Chunk | undefined> {
-    const top = this.#top;
+    const top = this.#image;
     const unit = Math.max(top.driver.clusterSize, 1);
     const want = Math.max(bytesMax, unit);
     while (offset < top.size) {
       const look = Math.min(lookMax, top.size - offset);
       const base = this.#baseNow();
       const search = new Search(offset, unit, want, base !== undefined);
-      const done = composedExtents(top, base, offset, look, search);
-      if (done !== undefined) await done;
+      try {
+        const done = composedExtents(top, base, offset, look, search);
+        if (done !== undefined) await done;
+      } catch (error) {
+        const unknown = this.#lookFailed(offset, error);
+        return { offset: unknown.offset + unknown.bytes, bytes: 0, dataBytes: 0 };
+      }
       const found = search.result(offset + look, top.size);
       if (found !== undefined) return found;
       offset += look;
@@ -340,33 +358,50 @@ export class StreamJob extends Job {
     return undefined;
   }
 
-  /** What lies under the lowest layer that we hold, as of now. */
+  /**
+   * What the tables hold could not be found out: the policy decides, as for a copy of a chunk there that has
+   * failed. That chunk is given back.
+   */
+  #lookFailed(offset: number, error: unknown): Chunk {
+    const { size, driver } = this.#image;
+    const bytes = Math.min(Math.max(CHUNK_BYTES, driver.clusterSize), size - offset);
+    const chunk = { offset, bytes, dataBytes: 0 };
+    this.#copyFailed(chunk, error);
+    return chunk;
+  }
+
+  /** Where copying ends, as of now: what the lowest image that we hold stands on. */
   #baseNow(): BlockNode | undefined {
-    const lowest = this.#merged[this.#merged.length - 1] ?? this.#top;
-    return lowest.backing;
+    return this.#lowestImage.backing;
+  }
+
+  /** What top's image will stand on: the same, but for filters above it that go. */
+  #newBacking(): BlockNode | undefined {
+    return nodeBelow(this.#layers.at(-1) ?? this.#image);
   }
 
   // --- the commit point --------------------------------------------------------------------------
 
   protected override prepare(): Promise<void> {
-    if (this.hasNothingToDo && this.#backingFile === undefined) return Promise.resolve();
+    const stays = this.#newBacking() === this.#image.backing;
+    if (stays && this.#backingFile === undefined) return Promise.resolve();
     return this.#graph.exclusively(() => this.#dropMerged());
   }
 
   async #dropMerged(): Promise<void> {
-    const top = this.#top;
-    await top.quiesce();
+    const image = this.#image;
+    await image.quiesce();
     try {
-      const base = this.#baseNow();
+      const base = this.#newBacking();
       await this.#writeLink();
-      if (base !== top.backing) await this.#graph.replaceBacking(top, base);
+      if (base !== image.backing) await this.#graph.replaceBacking(image, base);
     } finally {
-      top.resume();
+      image.resume();
     }
   }
 
   async #writeLink(): Promise<void> {
-    const { driver } = this.#top;
+    const { driver } = this.#image;
     const before = driver.details();
     const { file, format } = this.#linkNow();
     try {
@@ -377,7 +412,7 @@ export class StreamJob extends Job {
       await driver.changeBackingLink!(before.backingFile, before.backingFormat).catch(() => {
         throw new BlockError(
           errorCode(error),
-          `the backing link of '${this.#top.filename}' could not be written (${errorWords(error)}), ` +
+          `the backing link of '${this.#image.filename}' could not be written (${errorWords(error)}), ` +
             "nor the old one again: keep all images of the chain until a later stream succeeds",
           error,
         );
@@ -388,8 +423,10 @@ export class StreamJob extends Job {
 
   /** The backing link of top when the merge is done; none where everything is copied. */
   #linkNow(): { file: string | undefined; format: string | undefined } {
-    const base = this.#baseNow();
-    if (base === undefined) return { file: undefined, format: undefined };
+    const below = this.#newBacking();
+    if (below === undefined) return { file: undefined, format: undefined };
+    // No image names a filter.
+    const base = imageOf(below);
     // A host file that is an image itself is raw to whoever opens the link.
     const format = base.driver.growable ? "raw" : base.driverName;
     return { file: this.#backingFile ?? this.#linkTo(base), format };
@@ -405,70 +442,20 @@ export class StreamJob extends Job {
         `Node '${base.name}' has no file name to link to: state one with 'backing-file'`,
       );
     }
-    const lowest = this.#merged[this.#merged.length - 1]!;
-    const old = lowest.details().backingFile;
+    const old = this.#lowestImage.details().backingFile;
     if (old === undefined || old.startsWith("json:")) return old ?? path.resolve(base.filename);
     const absolute = path.resolve(base.filename);
     if (path.isAbsolute(old)) return absolute;
-    return path.relative(path.dirname(path.resolve(this.#top.filename)), absolute);
+    return path.relative(path.dirname(path.resolve(this.#image.filename)), absolute);
   }
 }
 
-/** Adds up the data that the layers below top have for it. */
-class DataSum {
-  bytes = 0;
-
-  push(bytes: number, kind: number, _hostOffset: number, _compressed: boolean, depth: number): boolean {
-    if (kind === ExtentKind.DATA && depth > 0) this.bytes += bytes;
-    return true;
-  }
-}
-
-/** Finds the first stretch with data or zeros for top in a listing of the layers above base. */
-class Search {
-  #end: number;
-  readonly #unit: number;
-  readonly #want: number;
-  #from = -1;
-  #to = -1;
-  readonly #zerosCount: boolean;
-  #dataBytes = 0;
-
-  /** Without a base what nobody holds reads as zeros anyway: then `zerosCount` is false. */
-  constructor(offset: number, unit: number, want: number, zerosCount: boolean) {
-    this.#end = offset;
-    this.#unit = unit;
-    this.#want = want;
-    this.#zerosCount = zerosCount;
-  }
-
-  push(bytes: number, kind: number, _hostOffset: number, _compressed: boolean, depth: number): boolean {
-    const from = this.#end;
-    const end = from + bytes;
-    this.#end = end;
-    const nothing = kind === ExtentKind.UNALLOCATED || (kind === ExtentKind.ZERO && !this.#zerosCount);
-    if (nothing || depth === 0) {
-      // A gap larger than a cluster ends the stretch; smaller ones belong to a cluster that is copied whole.
-      return this.#from < 0 || end - this.#to < this.#unit;
-    }
-    if (this.#from < 0) this.#from = from - (from % this.#unit);
-    const limit = this.#from + this.#want;
-    this.#to = Math.min(end, limit);
-    if (kind === ExtentKind.DATA) this.#dataBytes += Math.max(0, this.#to - from);
-    return end < limit;
-  }
-
-  result(lookedTo: number, size: number): Chunk | undefined {
-    if (this.#from < 0) return undefined;
-    const end = Math.min(this.#to, lookedTo);
-    const rest = end % this.#unit;
-    const rounded = Math.min(size, rest === 0 ? end : end + this.#unit - rest);
-    return { offset: this.#from, bytes: rounded - this.#from, dataBytes: this.#dataBytes };
-  }
-}
-
-/** Whether the host shares the space of what is copied from `layer`'s file to `top`'s. */
+/**
+ * Whether the host shares the space of what is copied from `layer`'s file to `top`'s. What passes a filter is
+ * read and written.
+ */
 function sharesSpace(top: BlockNode, layer: BlockNode): boolean {
+  if (top.filtered !== undefined || layer.filtered !== undefined) return false;
   const from = (layer.file ?? layer).driver;
   return (top.file ?? top).driver.sharesSpaceWith?.(from) === true;
 }
@@ -476,6 +463,16 @@ function sharesSpace(top: BlockNode, layer: BlockNode): boolean {
 function actionFor(policy: OnError, noSpace: boolean): JobErrorAction {
   if (policy === "enospc" || policy === "auto") return noSpace ? "stop" : "report";
   return policy;
+}
+
+/** It could be reopened, but whether its image is to stay so afterwards nobody knows. */
+function refuseReadOnlyFilter(top: BlockNode): void {
+  if (top.filtered === undefined || !top.readOnly) return;
+  throw new BlockError(
+    "EPERM",
+    `Block node is read-only: filter '${top.name}' is not reopened for a merge; ` +
+      `stream into '${imageOf(top).name}', which it shows`,
+  );
 }
 
 function refuseDriver(top: BlockNode): void {

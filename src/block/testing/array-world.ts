@@ -1,11 +1,13 @@
 // Chains of array images in a graph, ready for a test: made in one line, read and compared in another.
 
 import type { Prng } from "../../base/prng.ts";
+import { chainOf } from "../chain.ts";
 import type { UseRequest } from "../graph.ts";
 import { Graph, type NodeUse } from "../graph.ts";
 import { BlockNode } from "../node.ts";
 import { ALL_PERMISSIONS, Permission } from "../permissions.ts";
 import { ArrayDriver, type ArrayOptions, FlatDriver } from "./array-driver.ts";
+import { FilterDriver } from "./filter-driver.ts";
 
 export interface ImageRequest extends Omit<ArrayOptions, "writable"> {
   readonly backing?: BlockNode;
@@ -40,6 +42,16 @@ export class ArrayWorld {
     this.graph.add(node);
     this.drivers.set(name, driver);
     this.nodes.set(name, node);
+    return node;
+  }
+
+  /** A filter that shows `image`. */
+  filter(name: string, image: BlockNode, readOnly = image.readOnly): BlockNode {
+    this.graph.reserveName(name);
+    const node = new BlockNode({ name, filename: image.filename }, image, readOnly);
+    this.graph.linkFile(node, image, { role: "image" });
+    node.install(new FilterDriver(node));
+    this.graph.add(node);
     return node;
   }
 
@@ -90,11 +102,8 @@ export class ArrayWorld {
 
   /** "[A] <- [B] <- [C]", as a person draws it. */
   drawn(top: BlockNode): string {
-    const names: string[] = [];
-    for (let node: BlockNode | undefined = top; node !== undefined; node = node.backing) {
-      names.unshift(`[${node.name}]`);
-    }
-    return names.join(" <- ");
+    const names = chainOf(top).map((node) => `[${node.name}]`);
+    return names.reverse().join(" <- ");
   }
 
   /** Nothing is locked, in flight, waiting or blocked anywhere. Words for what is; empty when all is well. */

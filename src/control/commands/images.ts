@@ -1,5 +1,5 @@
 import { BlockError } from "../../base/errors.ts";
-import { isInChain } from "../../block/chain.ts";
+import { imageOf, isInChain } from "../../block/chain.ts";
 import type { BlockNode } from "../../block/node.ts";
 import { type Command, command } from "../command.ts";
 import { createImage } from "../create-image.ts";
@@ -21,6 +21,12 @@ async function changeBackingFile(daemon: Daemon, args: Infer<typeof changeData>)
     throw new BlockError("EINVAL", "Need a root block node");
   }
   const image = daemon.lookUp(undefined, args["image-node-name"]);
+  if (image.filtered !== undefined) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Could not change backing file to '${args["backing-file"]}': Operation not supported`,
+    );
+  }
   const { backing } = image;
   if (backing === undefined) {
     throw new BlockError("EINVAL", "not allowing backing file change on an image without a backing file");
@@ -28,8 +34,9 @@ async function changeBackingFile(daemon: Daemon, args: Infer<typeof changeData>)
   if (!isInChain(top, image)) {
     throw new BlockError("EINVAL", `'${args.device}' and image file are not in the same chain`);
   }
-  daemon.opener.refuseLink(image, args["backing-file"], backing.driverName);
-  await daemon.graph.exclusively(() => writeLink(daemon, image, args["backing-file"], backing.driverName));
+  const format = imageOf(backing).driverName;
+  daemon.opener.refuseLink(image, args["backing-file"], format);
+  await daemon.graph.exclusively(() => writeLink(daemon, image, args["backing-file"], format));
 }
 
 async function writeLink(daemon: Daemon, image: BlockNode, file: string, format: string): Promise<void> {

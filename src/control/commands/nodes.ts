@@ -1,4 +1,5 @@
 import { BlockError } from "../../base/errors.ts";
+import type { BlockNode } from "../../block/node.ts";
 import { Permission } from "../../block/permissions.ts";
 import { type Command, command } from "../command.ts";
 import type { Daemon } from "../daemon.ts";
@@ -15,6 +16,15 @@ async function resize(daemon: Daemon, args: Infer<typeof resizeData>): Promise<v
   const node = daemon.lookUp(args.device, args["node-name"]);
   if (args.size < 0) throw new BlockError("EINVAL", "Parameter 'size' expects a >0 size");
   node.refuseBlocked();
+  const giveBack = daemon.graph.claimResize(node);
+  try {
+    await resizeNode(daemon, node, args.size);
+  } finally {
+    giveBack();
+  }
+}
+
+async function resizeNode(daemon: Daemon, node: BlockNode, size: number): Promise<void> {
   const use = daemon.graph.use(node, {
     user: "an unnamed block device",
     role: "root",
@@ -25,7 +35,7 @@ async function resize(daemon: Daemon, args: Infer<typeof resizeData>): Promise<v
   try {
     await node.quiesce();
     try {
-      const done = node.driver.truncate(args.size);
+      const done = node.driver.truncate(size);
       if (done !== undefined) await done;
     } finally {
       node.resume();

@@ -1,6 +1,6 @@
 import path from "node:path";
 import { BlockError } from "../../base/errors.ts";
-import { chainOf, isInChain } from "../../block/chain.ts";
+import { chainOf, imageOf, isInChain } from "../../block/chain.ts";
 import { isNodeName } from "../../block/graph.ts";
 import { resolveBackingFile } from "../../block/link-options.ts";
 import type { BlockNode } from "../../block/node.ts";
@@ -42,7 +42,8 @@ export async function startStream(daemon: Daemon, args: StreamArguments): Promis
     throw new BlockError("EINVAL", "backing file specified, but streaming the entire chain");
   }
   if (backingFile !== undefined) {
-    for (const image of layers) daemon.opener.refuseLink(image, backingFile, base?.driverName);
+    const format = base === undefined ? undefined : imageOf(base).driverName;
+    for (const image of layers) daemon.opener.refuseLink(image, backingFile, format);
   }
   checkFilterName(daemon, args["filter-node-name"]);
   // A device gives the job its name where nothing else does, as in QEMU; a node does not.
@@ -78,6 +79,9 @@ function findBase(daemon: Daemon, top: BlockNode, args: StreamArguments): BlockN
   }
   if (args.bottom === undefined) return undefined;
   const bottom = daemon.lookUp(undefined, args.bottom);
+  if (bottom.filtered !== undefined) {
+    throw new BlockError("EINVAL", `Node '${bottom.name}' is a filter, use a non-filter node as 'bottom'`);
+  }
   if (!isInChain(top, bottom)) {
     throw new BlockError("EINVAL", `Node '${bottom.name}' is not in a chain starting from '${top.name}'`);
   }
@@ -85,17 +89,18 @@ function findBase(daemon: Daemon, top: BlockNode, args: StreamArguments): BlockN
 }
 
 /**
- * The backing image of `top` that has this file: the name as a link has it, or any path that leads to it.
- * @throws BlockError EINVAL in QEMU's words
+ * The backing image of `top` that has this file: the name as a link has it, or any path that leads to it. No
+ * filter: the image that it shows. @throws BlockError EINVAL in QEMU's words
  */
 export function findBackingFile(top: BlockNode, file: string): BlockNode {
   const wanted = path.resolve(file);
-  for (let overlay = top; overlay.backing !== undefined; overlay = overlay.backing) {
-    const { backing } = overlay;
+  for (let overlay = imageOf(top); overlay.backing !== undefined; ) {
+    const backing = imageOf(overlay.backing);
     const link = overlay.details().backingFile;
     if (backing.filename === file || link === file || path.resolve(backing.filename) === wanted)
       return backing;
     if (isSameBesideOverlay(overlay, backing, file)) return backing;
+    overlay = backing;
   }
   throw new BlockError("EINVAL", `Can't find '${file}' in the backing chain`);
 }

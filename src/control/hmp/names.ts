@@ -10,7 +10,7 @@
 
 import path from "node:path";
 import { BlockError } from "../../base/errors.ts";
-import { chainOf } from "../../block/chain.ts";
+import { chainOf, imageOf } from "../../block/chain.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { Device, HmpTarget } from "./target.ts";
 
@@ -39,7 +39,12 @@ export function findBase(target: HmpTarget, top: BlockNode, name: string): Block
   const below = chainOf(top).slice(1);
   const found =
     below.find((node) => node.name === name) ?? below.find((node) => findDevice(target, name)?.node === node);
-  const base = found ?? byFile(below, name);
+  const base =
+    found ??
+    byFile(
+      below.filter(({ filtered }) => filtered === undefined),
+      name,
+    );
   if (base !== undefined) return base;
   const above = [...target.nodes()].some((node) => node !== top && node.name === name && isAbove(node, top));
   const reason = name === top.name || above ? "it is not below it" : "it is not in its backing chain";
@@ -60,12 +65,18 @@ export function images(nodes: readonly BlockNode[]): BlockNode[] {
   return nodes.filter((node) => !files.has(node));
 }
 
+function isLinked(overlay: BlockNode, node: BlockNode, name: string): boolean {
+  const { backing } = overlay;
+  if (backing === undefined || overlay.details().backingFile !== name) return false;
+  return backing === node || imageOf(backing) === node;
+}
+
 function byFile(nodes: readonly BlockNode[], name: string): BlockNode | undefined {
   const folders = new Set(nodes.map((node) => path.dirname(path.resolve(node.filename))));
   const rules: ((node: BlockNode) => boolean)[] = [
     (node) => node.filename === name,
     (node) => path.resolve(node.filename) === path.resolve(name),
-    (node) => nodes.some((overlay) => overlay.backing === node && overlay.details().backingFile === name),
+    (node) => nodes.some((overlay) => isLinked(overlay, node, name)),
     (node) => [...folders].some((folder) => path.resolve(folder, name) === path.resolve(node.filename)),
     (node) => path.basename(node.filename) === name,
   ];

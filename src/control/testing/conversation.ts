@@ -167,9 +167,10 @@ function written(message: Message, directory: string): string {
 
 /**
  * The reference describes a chain that was put together by hand as "json:{...}"; its last file is the image
- * itself.
+ * itself. A fault filter over a file it calls "blkdebug::FILE".
  */
 function plainName(text: string): string {
+  if (text.startsWith("blkdebug::")) return text.slice("blkdebug::".length);
   return text.startsWith("json:") ? (/.*"filename": "([^"]*)"/.exec(text)?.[1] ?? text) : text;
 }
 

@@ -9,7 +9,8 @@
 //   2. Units that begin with zeros are read: they may be zeros altogether, which take no space. Where the
 //      host shares space instead of copying none are read, and where a look at them would have to wait for
 //      the disk all are.
-//   3. Small units cost more looks than the copy saves.
+//   3. Never past a filter: what it would have a reader see counts.
+//   4. Small units cost more looks than the copy saves.
 
 import { isZero } from "../../base/bytes.ts";
 import { KiB } from "../../base/units.ts";
@@ -22,11 +23,11 @@ const COPY_BYTES_MIN = 128 * KiB;
 /** How much of a unit is looked at. */
 const LOOK_BYTES = 16;
 
-/** The node that holds a layer's host file; undefined where `depth` layers below `backing` is nothing. */
+/** The node that holds the host file of the layer `depth` below `backing`; undefined behind a filter. */
 function fileOf(backing: BlockNode, depth: number): BlockNode | undefined {
   let node: BlockNode | undefined = backing;
-  for (let i = 0; i < depth && node !== undefined; i++) node = node.backing;
-  return node?.file ?? node;
+  for (let i = 0; i < depth && node?.filtered === undefined; i++) node = node?.backing;
+  return node?.filtered === undefined ? (node?.file ?? node) : undefined;
 }
 
 /** A stretch that the host can copy. */
