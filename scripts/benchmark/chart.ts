@@ -7,6 +7,7 @@
 //                        ================|                     CPU per request: left is better
 
 import type { Row } from "./summary.ts";
+import { escapeXml, roundPixels } from "./svg.ts";
 
 const METRICS = [
   { metric: "throughput", label: "throughput (right is better)" },
@@ -71,7 +72,7 @@ export function scaleReach(rows: readonly Row[]): number {
 /** Where a ratio stands, in pixels from the left. */
 export function position(ratio: number, reach: number): number {
   const part = (Math.log2(ratio) + reach) / (2 * reach);
-  return round(SCALE_LEFT + part * (SCALE_RIGHT - SCALE_LEFT));
+  return roundPixels(SCALE_LEFT + part * (SCALE_RIGHT - SCALE_LEFT));
 }
 
 function legend(): string[] {
@@ -115,23 +116,11 @@ function bar(metric: string, ratio: number, { top, reach }: { top: number; reach
   if (!(ratio > 0 && Number.isFinite(ratio))) return [];
   const [from, to] = [position(1, reach), position(ratio, reach)];
   const x = Math.min(from, to);
-  const width = round(Math.abs(to - from));
+  const width = roundPixels(Math.abs(to - from));
   const anchor = ratio < 1 ? "end" : "start";
-  const valueX = round(ratio < 1 ? to - 4 : to + 4);
+  const valueX = roundPixels(ratio < 1 ? to - 4 : to + 4);
   return [
     `<rect class="${metric}" x="${x}" y="${top}" width="${width}" height="${BAR}"/>`,
     `<text class="value" x="${valueX}" y="${top + BAR - 1}" text-anchor="${anchor}">${ratio.toFixed(2)}</text>`,
   ];
-}
-
-function round(pixels: number): number {
-  return Math.round(pixels * 10) / 10;
-}
-
-function escapeXml(text: string): string {
-  return text
-    .replaceAll("&", "&amp;")
-    .replaceAll("<", "&lt;")
-    .replaceAll(">", "&gt;")
-    .replaceAll('"', "&quot;");
 }
