@@ -18,14 +18,16 @@ const FLAT: Omit<Sample, "seconds"> = {
   maxMs: 90,
 };
 
-/** 40 samples, five seconds apart; `at` tells what differs, of the part of the time that is over (0 to 1). */
+/**
+ * 40 samples, twenty seconds apart; `at` tells what differs, of the part of the time that is over (0 to 1).
+ */
 function samples(at: (part: number) => Partial<Sample> = () => ({})): Sample[] {
-  return Array.from({ length: 40 }, (_, index) => ({ ...FLAT, seconds: 5 * index, ...at(index / 39) }));
+  return Array.from({ length: 40 }, (_, index) => ({ ...FLAT, seconds: 20 * index, ...at(index / 39) }));
 }
 
 function rests(at: (index: number) => number): QuietPoint[] {
   return Array.from({ length: 40 }, (_, index) => ({
-    seconds: 5 * index,
+    seconds: 20 * index,
     life: 1,
     layers: 3,
     imageDescriptors: 4,
@@ -105,7 +107,7 @@ describe("the verdict on a run", () => {
 
   it("says nothing of what is too short", () => {
     expect(judgeDrift(samples().slice(0, 20), [])).toEqual([]);
-    const oneSecond = samples().map((sample) => ({ ...sample, seconds: sample.seconds / 200 }));
+    const oneSecond = samples().map((sample) => ({ ...sample, seconds: sample.seconds / 800 }));
     expect(judgeDrift(oneSecond, [])).toEqual([]);
   });
 });

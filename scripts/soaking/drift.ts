@@ -45,6 +45,8 @@ interface Quantity {
   readonly name: string;
   readonly unit: string;
   readonly bound: Bound;
+  /** What goes up and down by itself needs more time than the others. */
+  readonly secondsMin?: number;
 }
 
 const OF_A_LIFE: readonly (Quantity & { readonly of: (sample: Sample) => number })[] = [
@@ -61,8 +63,9 @@ const OF_THE_RUN: readonly (Quantity & { readonly of: (sample: Sample) => number
   {
     name: "chain on disk",
     unit: "MiB",
-    // It depends on how many images there are at that moment.
     bound: { factor: 1.25, slack: 64 },
+    // It depends on how many images there are at the moment.
+    secondsMin: 600,
     of: ({ chainAllocatedBytes }) => chainAllocatedBytes / MiB,
   },
   {
@@ -137,13 +140,13 @@ function points(samples: readonly Sample[], of: (sample: Sample) => number): Poi
     .filter(({ value }) => Number.isFinite(value));
 }
 
-function isTooShort(all: readonly Point[]): boolean {
-  return all.length < POINTS_MIN || all.at(-1)!.seconds - all[0]!.seconds < SECONDS_MIN;
+function isTooShort(all: readonly Point[], secondsMin = SECONDS_MIN): boolean {
+  return all.length < POINTS_MIN || all.at(-1)!.seconds - all[0]!.seconds < secondsMin;
 }
 
 /** Nothing for what is too short. */
-function judge({ name, unit, bound }: Quantity, where: string, all: readonly Point[]): Finding[] {
-  if (isTooShort(all)) return [];
+function judge({ name, unit, bound, secondsMin }: Quantity, where: string, all: readonly Point[]): Finding[] {
+  if (isTooShort(all, secondsMin)) return [];
   const quarter = (index: number) =>
     all.slice(Math.floor((index * all.length) / 4), Math.floor(((index + 1) * all.length) / 4));
   const middle = (some: readonly Point[]) => median(some.map(({ value }) => value));

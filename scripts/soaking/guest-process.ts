@@ -37,6 +37,8 @@ export class GuestProcess {
     this.#onWrong = onWrong;
     this.#child = fork(WORKER, { stdio: ["ignore", "inherit", "inherit", "ipc"] });
     this.#child.on("message", (answer: GuestAnswer) => this.#heard(answer));
+    // A message that cannot be sent: then the process has ended, which is told below.
+    this.#child.on("error", () => undefined);
     this.#child.once("exit", (code, signal) =>
       this.#ended(`the guests' process ended with ${code ?? signal}`),
     );

@@ -83,6 +83,7 @@ export class Soak {
   #daemon: SoakedDaemon | undefined;
   #chain!: LiveChain;
   #visitors: Visitors | undefined;
+  #sampling: Promise<void> | undefined;
   #sampledAt = 0;
   #toldMinute = 0;
 
@@ -101,13 +102,16 @@ export class Soak {
       await this.#makeGuests();
       const top = await this.#folder.create({ chainBytes: CHAIN_BYTES, plainBytes: PLAIN_BYTES });
       sampling = setInterval(() => {
-        this.#sample().catch((error: unknown) => this.#raise(`sampling: ${errorMessage(error)}`));
+        this.#sampling = this.#sample().catch((error: unknown) =>
+          this.#raise(`a sample: ${errorMessage(error)}`),
+        );
       }, this.#settings.sampleSeconds * 1000);
       await Promise.race([this.#lives(top), this.#alarmed]);
     } catch (error) {
       this.#wrong ??= errorMessage(error);
     } finally {
       clearInterval(sampling);
+      await this.#sampling;
       await this.#clearUp();
     }
     const { seed } = this.#settings;
