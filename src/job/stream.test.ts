@@ -6,6 +6,7 @@ import { Permission } from "../block/permissions.ts";
 import { contentOf } from "../block/testing/array-world.ts";
 import { type Call, Gate } from "../block/testing/interpose.ts";
 import { rest, Scheduler } from "../block/testing/scheduler.ts";
+import { MemoryHost } from "./testing/memory-host.ts";
 import { STREAMED_BYTES, StreamBench, streamedChain } from "./testing/stream-bench.ts";
 
 describe("the four examples of the design", () => {
@@ -79,6 +80,39 @@ describe("a stream", () => {
     expect(named["D"]!.readOnly).toBe(true);
     expect(world.leftovers()).toEqual([]);
     expect(it.events).toEqual([]);
+  });
+
+  it("that was let begin is not refused at its end for the mark of use that came meanwhile", async () => {
+    const host = new MemoryHost();
+    // As long as a header of 512 bytes has room for: 112 of fields, 16 of the format, 8 of END.
+    const base = `/${"b".repeat(512 - 136 - 1)}`;
+    const size = 16 * 512;
+    host.createRaw(base, Buffer.alloc(size, 0xba));
+    await host.createQcow2("/middle", { size, backingFile: base, backingFormat: "raw" });
+    await host.createQcow2("/top", {
+      size,
+      clusterSize: 512,
+      backingFile: "/middle",
+      backingFormat: "qcow2",
+    });
+    const bench = new StreamBench();
+    const { graph } = bench.world;
+    const opener = host.opener(graph);
+    const open = (filename: string) => opener.open({ driver: "qcow2", file: { driver: "file", filename } });
+    const middle = await open("/middle");
+    await middle.write(0, 512, Buffer.alloc(512, 0x11), 0);
+    await opener.closeUnused(middle);
+    const top = await open("/top");
+    const guest = bench.world.guest(top);
+    const job = await bench.run(top, top.backing!.backing);
+    expect(job.error).toBeUndefined();
+    expect(top.backing?.filename).toBe(base);
+    await graph.release(guest);
+    const again = await open("/top");
+    expect(again.details()).toMatchObject({ backingFile: base, backingFormat: "raw" });
+    expect((await contentOf(again)).equals(Buffer.alloc(size, 0xba).fill(0x11, 0, 512))).toBe(true);
+    await opener.closeUnused(again);
+    expect(host.open.size).toBe(0);
   });
 
   it("of an image onto itself is refused", async () => {

@@ -19,12 +19,12 @@ import {
   MAX_REFTABLE_BYTES,
   MIN_CLUSTER_BITS,
   type Qcow2Header,
-  serializeHeader,
 } from "./header.ts";
 import { featureNameTable } from "./header-extensions.ts";
 import type { ImageFile } from "./image-file.ts";
 import { entryHigh, entryLow, L1_ENTRY_BYTES, SUBCLUSTERS } from "./l2-entry.ts";
 import { setRefcount } from "./refcount-width.ts";
+import { serializeWithMark } from "./use-marker.ts";
 
 export type Preallocation = "off" | "metadata" | "falloc" | "full";
 
@@ -75,7 +75,7 @@ export async function createQcow2(file: ImageFile, options: CreateOptions): Prom
   header.refcountTableClusters = layout.refcountTableClusters;
   const l1Cluster = 1 + layout.refcountTableClusters + layout.refcountBlocks;
   header.l1TableOffset = header.l1Size === 0 ? 0 : l1Cluster * geometry.clusterSize;
-  const headerArea = serializeHeader(header);
+  const headerArea = serializeWithMark(header);
 
   await file.truncate(0);
   await file.truncate(layout.total * geometry.clusterSize);

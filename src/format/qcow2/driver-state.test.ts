@@ -16,7 +16,7 @@ import {
   serializeHeader,
 } from "./header.ts";
 import { ExtensionMagic } from "./header-extensions.ts";
-import { planLink } from "./header-update.ts";
+import { FILLER_MAGIC, planLink } from "./header-update.ts";
 import { hostImageFile } from "./image-file.ts";
 import { fileNode, newMemoryImage, openImage, readAll, writeAll } from "./testing/nodes.ts";
 import { USE_MARKER_MAGIC } from "./use-marker.ts";
@@ -294,6 +294,73 @@ describe("the backing link", () => {
     await expect(driver.changeBackingLink("n".repeat(2000), "raw")).rejects.toMatchObject({ code: "EINVAL" });
     expect(headerOf(host).backingFile).toBe("base.qcow2");
   });
+
+  for (const version of [2, 3] as const) {
+    it(`takes the place of the mark of use where its name needs it (version ${version})`, async () => {
+      const host = await image({
+        clusterSize: 512,
+        version,
+        size: 64 * KiB,
+        backingFile: "base.raw",
+        backingFormat: "raw",
+      });
+      const header = headerOf(host);
+      const fields = version === 2 ? 72 : 112;
+      // The format takes 16 bytes, END 8.
+      const longest = "n".repeat(512 - fields - 24);
+      const { node, driver } = await openImage(host);
+      driver.checkBackingLink(longest, "raw");
+      await writeAll(node, 0, Buffer.alloc(4096, 1));
+      await node.flush();
+      expect(headerOf(host).extensions).toHaveLength(1);
+      driver.checkBackingLink(longest, "raw");
+      expect(() => driver.checkBackingLink(`${longest}n`, "raw")).toThrow("does not fit");
+      await driver.changeBackingLink(longest, "raw");
+      expect(headerOf(host)).toEqual({ ...header, backingFile: longest });
+      await writeAll(node, 8192, Buffer.alloc(4096, 2));
+      await driver.close();
+      expect(headerOf(host)).toEqual({ ...header, backingFile: longest });
+      expect(await verdict(host)).toEqual(CLEAN);
+    });
+  }
+
+  it("counts the place that was kept for the format once", async () => {
+    const host = await image({ clusterSize: 512, size: 64 * KiB, backingFile: "b", backingFormat: "raw" });
+    const { driver } = await openImage(host);
+    await driver.changeBackingLink(undefined, undefined);
+    expect(headerOf(host).extensions.map(({ magic }) => magic)).toEqual([FILLER_MAGIC]);
+    const longest = "n".repeat(512 - 112 - 24);
+    driver.checkBackingLink(longest, "raw");
+    await driver.changeBackingLink(longest, "raw");
+    expect(headerOf(host)).toMatchObject({ backingFile: longest, backingFormat: "raw", extensions: [] });
+    await driver.close();
+  });
+
+  it.each([
+    [512, 350],
+    [1024, 525],
+    [1024, 860],
+    [4096, 1023],
+  ])(
+    "of a new image leaves room for the mark of use (clusters of %d, a name of %d)",
+    async (clusterSize, bytes) => {
+      const backingFile = "n".repeat(bytes);
+      const host = await image({ clusterSize, size: 64 * KiB, backingFile, backingFormat: "qcow2" });
+      const { node, driver } = await openImage(host);
+      // A link of the same length, before anything is allocated, keeps the room.
+      const other = "m".repeat(bytes);
+      await driver.changeBackingLink(other, "raw");
+      await writeAll(node, 0, Buffer.alloc(4096, 1));
+      await node.flush();
+      expect(headerOf(host)).toMatchObject({ backingFile: other, backingFormat: "raw" });
+      expect(headerOf(host).extensions.at(-1)).toEqual({
+        magic: USE_MARKER_MAGIC,
+        data: Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]),
+      });
+      await driver.close();
+      expect(await verdict(host)).toEqual(CLEAN);
+    },
+  );
 
   it("keeps the place of the format for the next one", async () => {
     const host = await linked(4096);

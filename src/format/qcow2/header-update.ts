@@ -9,13 +9,15 @@
 //
 // A crash leaves the old link or the new one. The other extensions stay where they are: the format changes in
 // place, and becomes a filler (an unknown extension) when there is none any more. Where that does not go (a
-// format is added, the cluster is full), the header is laid out anew and written at once, as QEMU does it.
+// format is added, the cluster is full), the header is laid out anew and written at once, as QEMU does it;
+// then the filler goes, and, where the name needs its place, the mark of use.
 
 import { readU64, writeU64 } from "../../base/bytes.ts";
 import { alignUp } from "../../base/units.ts";
 import type { BlockNode } from "../../block/node.ts";
-import { parseHeader, type Qcow2Header, serializeHeader } from "./header.ts";
+import { parseHeader, type Qcow2Header } from "./header.ts";
 import { ExtensionMagic } from "./header-extensions.ts";
+import { MARKER_BYTES, serializeWithMark, USE_MARKER_MAGIC } from "./use-marker.ts";
 
 /** An extension that only keeps the place of one that was there: "STRF". */
 export const FILLER_MAGIC = 0x53545246;
@@ -43,7 +45,7 @@ export async function writeBackingLink(
   const clusterSize = 2 ** header.clusterBits;
   const old = Buffer.alloc(clusterSize);
   await file.read(0, clusterSize, old, 0);
-  const anew = serializeHeader({ ...header, backingFile: link.file, backingFormat: link.format });
+  const anew = layOut(header, link);
   const plan = planLink(old, link);
   if (plan === undefined) {
     await file.write(0, clusterSize, anew, 0);
@@ -57,9 +59,17 @@ export async function writeBackingLink(
   header.extensions = written.extensions;
 }
 
-/** @throws BlockError EINVAL, ENOSPC when the link does not fit the header as it is now */
+/**
+ * Refuses a link that does not fit the header; a mark of use that comes later changes nothing.
+ * @throws BlockError EINVAL, ENOSPC
+ */
 export function checkBackingLink(header: Qcow2Header, link: BackingLink): void {
-  serializeHeader({ ...header, backingFile: link.file, backingFormat: link.format });
+  layOut(header, link);
+}
+
+function layOut(header: Qcow2Header, link: BackingLink): Buffer {
+  const extensions = header.extensions.filter(({ magic }) => magic !== FILLER_MAGIC);
+  return serializeWithMark({ ...header, backingFile: link.file, backingFormat: link.format, extensions });
 }
 
 async function commitPlan(file: BlockNode, { area, nameAt, nameEnd }: LinkPlan): Promise<void> {
@@ -85,37 +95,28 @@ export interface LinkPlan {
  * The old area with another link, such that the first sector commits it; undefined where that does not go.
  */
 export function planLink(old: Buffer, link: BackingLink): LinkPlan | undefined {
-  const { formatAt, fillerAt, end } = findExtensions(old);
+  const { formatAt, fillerAt, marked, end } = findExtensions(old);
   const area = Buffer.from(old);
   if (!changeFormat(area, formatAt, fillerAt, link.format)) return undefined;
 
-  const oldNameAt = readU64(old, NAME_OFFSET_AT);
-  const oldNameEnd = oldNameAt === 0 ? 0 : oldNameAt + old.readUInt32BE(NAME_BYTES_AT);
+  const oldAt = readU64(old, NAME_OFFSET_AT);
+  const oldEnd = oldAt === 0 ? 0 : oldAt + old.readUInt32BE(NAME_BYTES_AT);
   const name = Buffer.from(link.file ?? "", "utf8");
-  const nameAt = placeFor(name.length, end, oldNameAt, oldNameEnd, old.length);
+  // Behind the extensions and what may be added to them, or behind the old name if that is in the way.
+  const places = [end, alignUp(Math.max(oldEnd, end), 8)];
+  if (!marked) places.unshift(end + MARKER_BYTES);
+  const nameAt = places.find((at) => {
+    // What is in the first sector changes at once; what is behind it must not touch the old name.
+    const from = Math.max(at, SECTOR_BYTES);
+    const touches = at + name.length > from && from < oldEnd && oldAt < at + name.length;
+    return !touches && at + name.length <= old.length;
+  });
   if (nameAt === undefined) return undefined;
-  if (oldNameAt !== 0) area.fill(0, oldNameAt, oldNameEnd);
+  if (oldAt !== 0) area.fill(0, oldAt, oldEnd);
   name.copy(area, nameAt);
   writeU64(area, link.file === undefined ? 0 : nameAt, NAME_OFFSET_AT);
   area.writeUInt32BE(name.length, NAME_BYTES_AT);
   return { area, nameAt, nameEnd: nameAt + name.length };
-}
-
-/** Where the name goes: behind the extensions, or behind the old name if that is in the way. */
-function placeFor(
-  bytes: number,
-  extensionsEnd: number,
-  oldAt: number,
-  oldEnd: number,
-  areaBytes: number,
-): number | undefined {
-  for (const at of [extensionsEnd, alignUp(Math.max(oldEnd, extensionsEnd), 8)]) {
-    // What is in the first sector changes at once; what is behind it must not touch the old name.
-    const from = Math.max(at, SECTOR_BYTES);
-    const touches = at + bytes > from && from < oldEnd && oldAt < at + bytes;
-    if (!touches && at + bytes <= areaBytes) return at;
-  }
-  return undefined;
 }
 
 /** Sets, changes or fills the place of the format; false where there is none in the first sector. */
@@ -141,6 +142,8 @@ function changeFormat(
 interface FoundExtensions {
   readonly formatAt: number | undefined;
   readonly fillerAt: number | undefined;
+  /** Whether there is a mark of use. */
+  readonly marked: boolean;
   /** Behind END. */
   readonly end: number;
 }
@@ -151,14 +154,16 @@ function findExtensions(area: Buffer): FoundExtensions {
   const limit = readU64(area, NAME_OFFSET_AT) || area.length;
   let formatAt: number | undefined;
   let fillerAt: number | undefined;
+  let marked = false;
   while (at + 8 <= limit) {
     const magic = area.readUInt32BE(at);
     const bytes = area.readUInt32BE(at + 4);
-    if (magic === ExtensionMagic.END) return { formatAt, fillerAt, end: at + 8 };
+    if (magic === ExtensionMagic.END) return { formatAt, fillerAt, marked, end: at + 8 };
     if (magic === ExtensionMagic.BACKING_FORMAT) formatAt = at;
     if (magic === FILLER_MAGIC) fillerAt = at;
+    if (magic === USE_MARKER_MAGIC) marked = true;
     at += 8 + alignUp(bytes, 8);
   }
   // No END: the extensions go up to the name, and a name put further back would be parsed through.
-  return { formatAt, fillerAt, end: Number.POSITIVE_INFINITY };
+  return { formatAt, fillerAt, marked, end: Number.POSITIVE_INFINITY };
 }

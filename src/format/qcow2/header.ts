@@ -228,20 +228,18 @@ export function serializeFeatures(header: Qcow2Header): Buffer {
 }
 
 /**
- * The header area: fields, extensions, backing file name, zeros; one cluster. `nameOffset`: where the backing
- * file name goes if not right behind the extensions.
+ * The header area: fields, extensions, backing file name, zeros; one cluster.
+ * @param gapBytes left free before the backing file name, where there is room for that
  * @throws BlockError ENOSPC when all that does not fit the first cluster, EINVAL when the backing file name
  * is too long
  */
-export function serializeHeader(header: Qcow2Header, nameOffset?: number): Buffer {
+export function serializeHeader(header: Qcow2Header, gapBytes = 0): Buffer {
   const clusterSize = 2 ** header.clusterBits;
-  const extensions = serializeExtensions(extensionsInOrder(header));
-  const headerBytes = header.version === 2 ? V2_HEADER_BYTES : V3_HEADER_BYTES + header.unknownFields.length;
+  const { headerBytes, extensions, name } = partsOf(header);
   const extensionsEnd = headerBytes + extensions.length;
-  const name = Buffer.from(header.backingFile ?? "", "utf8");
-  const nameAt = nameOffset ?? extensionsEnd;
+  const room = clusterSize - extensionsEnd - name.length;
   if (name.length > MAX_BACKING_NAME_BYTES) throw new BlockError("EINVAL", "Backing file name too long");
-  if (extensionsEnd > clusterSize || nameAt + name.length > clusterSize || nameAt < extensionsEnd) {
+  if (room < 0) {
     throw new BlockError(
       "ENOSPC",
       `The header with its extensions and the backing file name (${name.length} bytes) does not fit ` +
@@ -256,11 +254,26 @@ export function serializeHeader(header: Qcow2Header, nameOffset?: number): Buffe
   }
   extensions.copy(out, headerBytes);
   if (header.backingFile !== undefined) {
+    const nameAt = extensionsEnd + (gapBytes <= room ? gapBytes : 0);
     writeU64(out, nameAt, 8);
     out.writeUInt32BE(name.length, 16);
     name.copy(out, nameAt);
   }
   return out;
+}
+
+/** Whether `serializeHeader` has room for everything. */
+export function fitsFirstCluster(header: Qcow2Header): boolean {
+  const { headerBytes, extensions, name } = partsOf(header);
+  return headerBytes + extensions.length + name.length <= 2 ** header.clusterBits;
+}
+
+function partsOf(header: Qcow2Header) {
+  return {
+    headerBytes: header.version === 2 ? V2_HEADER_BYTES : V3_HEADER_BYTES + header.unknownFields.length,
+    extensions: serializeExtensions(extensionsInOrder(header)),
+    name: Buffer.from(header.backingFile ?? "", "utf8"),
+  };
 }
 
 function writeFields(out: Buffer, header: Qcow2Header): void {

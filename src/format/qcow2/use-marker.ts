@@ -9,16 +9,18 @@
 //      first, then its own type and length replace END, eight bytes in one sector. A backing file name that
 //      stands in the way is copied further back before:
 //        name at its new place -> flush -> backing_file_offset -> flush -> state, END -> flush -> "STRA", 8
-//   3. Where that does not go (the header is full), the image has none; its leaks wait for a check by hand.
+//   3. Headers that we lay out leave its place free before the name, where they have the room.
+//   4. Where it does not go (the header is full), the image has none; its leaks wait for a check by hand. A
+//      link whose name fits only without the mark is worth more than the mark.
 
 import { readU64, writeU64 } from "../../base/bytes.ts";
 import { alignUp } from "../../base/units.ts";
 import type { BlockNode } from "../../block/node.ts";
-import type { Qcow2Header } from "./header.ts";
+import { fitsFirstCluster, type Qcow2Header, serializeHeader } from "./header.ts";
 import { ExtensionMagic, type HeaderExtension } from "./header-extensions.ts";
 
 export const USE_MARKER_MAGIC = 0x53545241;
-const MARKER_BYTES = 16;
+export const MARKER_BYTES = 16;
 const MARKER_DATA_BYTES = 8;
 const STATE_CLOSED = 0;
 const STATE_IN_USE = 1;
@@ -37,6 +39,17 @@ export async function markInUse(file: BlockNode, header: Qcow2Header): Promise<v
 /** Marks the image as closed, if it was marked. */
 export async function markClosed(file: BlockNode, header: Qcow2Header): Promise<void> {
   if (isMarkedInUse(header)) await setState(file, header, STATE_CLOSED);
+}
+
+/**
+ * The header area. A mark stays if there is room for it; if there is none yet, its place is left free.
+ * @throws BlockError as serializeHeader
+ */
+export function serializeWithMark(header: Qcow2Header): Buffer {
+  const marker = markerOf(header);
+  if (marker === undefined) return serializeHeader(header, MARKER_BYTES);
+  if (fitsFirstCluster(header)) return serializeHeader(header);
+  return serializeHeader({ ...header, extensions: header.extensions.filter((each) => each !== marker) });
 }
 
 function markerOf(header: Qcow2Header): HeaderExtension | undefined {

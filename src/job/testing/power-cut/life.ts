@@ -291,9 +291,7 @@ export class Life {
     this.#jobs.delete(job);
     this.#note(merge.top, [linkOf(top)]);
     this.merges.push({ at: this.now, is: undefined });
-    // The mark of use may have taken the room that the name had before.
-    if (job.error !== undefined && !job.isCancelled && !isTooLong(job.error))
-      throw new Error(`${job.id} failed: ${job.error}`);
+    if (job.error !== undefined && !job.isCancelled) throw new Error(`${job.id} failed: ${job.error}`);
   }
 
   async #finalize(job: StreamJob): Promise<void> {
