@@ -1,3 +1,5 @@
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { describe, expect, it } from "vitest";
 import { Prng } from "../base/prng.ts";
 import type { BlockNode } from "./node.ts";
@@ -112,6 +114,27 @@ describe("the owner of a unit", () => {
     expected.fill("A", 0, 3 * CLUSTER + 100);
     expect(content.equals(expected)).toBe(true);
     expect(content.equals(await plain(c))).toBe(true);
+  });
+
+  it("keeps no image alive that has left its chain, though nobody reads through it again", async () => {
+    const index = new OwnerIndex(CLUSTER);
+    // In a function of its own, so that nothing here refers to the image either.
+    const use = async () => {
+      const world = new ArrayWorld();
+      const { backing, nodes } = deepChain(world);
+      world.fill("A", 0, CLUSTERS);
+      await read(index, backing);
+      nodes[2]!.setBacking(nodes[0]!);
+      return new WeakRef(nodes[1]!);
+    };
+    const left = await use();
+    setFlagsFromString("--expose-gc");
+    const collectGarbage = runInNewContext("gc") as () => void;
+    // A WeakRef keeps its target until the turn of the loop has ended.
+    await new Promise((resolve) => setImmediate(resolve));
+    collectGarbage();
+    expect(left.deref()).toBeUndefined();
+    expect(index).toBeInstanceOf(OwnerIndex);
   });
 
   it("hands up an error when all other parts have settled", async () => {

@@ -10,7 +10,8 @@
 //      (quiesced). The first one that does not qualify is the owner, whatever it holds: it is asked as ever.
 //   2. It is passed over only if it says at once that it holds nothing of the whole unit, and if it reaches
 //      to the unit's end: past its own end there are zeros, never data of a deeper layer.
-//   3. Whatever may change an answer begins a new age (chain-age.ts), and everything is forgotten.
+//   3. Whatever may change an answer begins a new age (chain-age.ts), and everything is forgotten at once, so
+//      that no image is kept that has left the chain.
 //   4. Answers are used in the turn of the loop in which they are looked up.
 //   5. Of a unit that is one piece of data in its owner's file the place there is kept too, so that a read
 //      meets neither the tables of that image nor its driver. What nobody may write to does not move.
@@ -18,7 +19,7 @@
 //      MiB at the most; then the oldest is forgotten.
 
 import { type Completion, settleAll } from "../base/completion.ts";
-import { chainAge } from "./chain-age.ts";
+import { chainAge, keepForThisAge, type OfThisAge } from "./chain-age.ts";
 import { Holding } from "./driver.ts";
 import type { BlockNode } from "./node.ts";
 
@@ -33,7 +34,7 @@ const UNKNOWN = 0;
 const DEPTH_MAX = 255;
 const PLACE_MAX = 0xffff_ffff;
 
-export class OwnerIndex {
+export class OwnerIndex implements OfThisAge {
   readonly #unitBytes: number;
   readonly #pages = new Map<number, Uint32Array>();
   /** The page that was used last. */
@@ -112,11 +113,19 @@ export class OwnerIndex {
   }
 
   #restart(backing: BlockNode): void {
+    this.forget();
+    this.#first = backing;
+    this.#age = chainAge();
+    keepForThisAge(this);
+  }
+
+  /** The page in use stays for whoever writes to it in this turn: it names no image. */
+  forget(): void {
     this.#pages.clear();
     this.#pageNumber = -1;
     this.#layers.length = 1;
-    this.#first = backing;
-    this.#age = chainAge();
+    this.#first = undefined;
+    this.#age = -1;
   }
 
   /** Asks one layer after the other; the answer is kept unless a layer has to load a table first. */
