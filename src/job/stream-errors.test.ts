@@ -63,6 +63,55 @@ describe("errors", () => {
     expect(world.leftovers()).toEqual([]);
   });
 
+  // Tables that cannot be read: nobody knows then what there is to copy.
+  const lookingFails = (call: Call) => call.operation === "extents";
+
+  it.each([
+    [0, "stop"],
+    [7, "stop"],
+    [0, "enospc"],
+    [7, "enospc"],
+  ] as const)("of the look at what to copy, from the %i-th on: '%s' stands still", async (at, onError) => {
+    const { bench: it, world, named, guest, seen } = await streamedChain();
+    let failing = true;
+    const faults = new Faults(at, (call) => failing && lookingFails(call), "ENOSPC", 100);
+    for (const driver of world.drivers.values()) driver.before = inOrder(() => rest(), faults.before);
+    const job = await it.start(named["E"]!, undefined, { onError });
+    for (let tries = 1; tries <= 3; tries++) {
+      while (job.status !== "paused" && job.status !== "concluded") await rest();
+      expect([job.paused, job.ioStatus]).toEqual([true, "nospace"]);
+      expect(it.events.filter((event) => event === "BLOCK_JOB_ERROR job0 stop")).toHaveLength(tries);
+      failing = tries < 3;
+      job.resume();
+      await rest();
+    }
+    await job.concluded;
+    expect(job.error).toBeUndefined();
+    expect(job.offset).toBe(job.length);
+    expect(world.drawn(guest.node)).toBe("[E]");
+    expect((await contentOf(guest.node)).equals(seen)).toBe(true);
+    expect(world.leftovers()).toEqual([]);
+  });
+
+  it.each([0, 7])(
+    "of the look at what to copy, the %i-th: 'ignore' keeps the chain and says so",
+    async (at) => {
+      const { bench: it, world, named, guest, seen } = await streamedChain();
+      const faults = new Faults(at, lookingFails);
+      for (const driver of world.drivers.values()) driver.before = faults.before;
+      const job = await it.run(named["E"]!, undefined, { onError: "ignore" });
+      expect(faults.failed).toBe(1);
+      expect(job.error).toBe("Input/output error");
+      expect(it.events.filter((event) => event.startsWith("BLOCK_JOB"))).toEqual([
+        "BLOCK_JOB_ERROR job0 ignore",
+        "BLOCK_JOB_COMPLETED job0",
+      ]);
+      expect(world.drawn(guest.node)).toBe("[A] <- [B] <- [C] <- [D] <- [E]");
+      expect((await contentOf(guest.node)).equals(seen)).toBe(true);
+      expect(world.leftovers()).toEqual([]);
+    },
+  );
+
   it("of the link that may have reached the disk: the old one is written again", async () => {
     const { bench: it, world, named, guest } = await streamedChain();
     const driver = world.driver("E");
