@@ -58,14 +58,16 @@ async function soak(options: Options): Promise<void> {
     : ((options.hours ?? 0) * 60 + (options.minutes ?? 0)) * 60 || 3600;
   console.log(`seed ${seed}, ${(seconds / 60).toFixed(1)} minutes`);
   const folder = fs.mkdtempSync(path.join(options.folder, "strata-soak-"));
+  const sampleSeconds = Math.min(SAMPLE_SECONDS, Math.max(0.25, seconds / SAMPLES_MIN));
+  const run = new Soak({ seed, seconds, sampleSeconds, folder, tell: console.log });
+  let interruptedBy: string | undefined;
   for (const signal of ["SIGINT", "SIGTERM"]) {
     process.once(signal, () => {
-      fs.rmSync(folder, { recursive: true, force: true });
-      process.exit(130);
+      interruptedBy = signal;
+      run.interrupt();
     });
   }
-  const sampleSeconds = Math.min(SAMPLE_SECONDS, Math.max(0.25, seconds / SAMPLES_MIN));
-  const result = await new Soak({ seed, seconds, sampleSeconds, folder, tell: console.log }).run();
+  const result = await run.run();
 
   const findings = judgeDrift(result.samples, result.quietPoints);
   const drifts = findings.some((finding) => finding.drifts);
@@ -75,6 +77,13 @@ async function soak(options: Options): Promise<void> {
   if (options.chart !== undefined) {
     const title = `scripts/soak, seed ${seed}, ${(result.seconds / 60).toFixed(1)} minutes`;
     fs.writeFileSync(options.chart, picture({ ...result, title }));
+  }
+  if (interruptedBy !== undefined) {
+    // A program that was making a copy of a disk may still be at it.
+    fs.rmSync(folder, { recursive: true, force: true, maxRetries: 20 });
+    console.log(`ended by ${interruptedBy} after ${(result.seconds / 60).toFixed(1)} minutes`);
+    process.exitCode = 130;
+    return;
   }
   if (result.wrong === undefined && !drifts) {
     fs.rmSync(folder, { recursive: true });

@@ -15,6 +15,7 @@ import { type Counts, noCounts } from "./counts.ts";
 import type { GuestFigures } from "./guest.ts";
 import { GuestProcess } from "./guest-process.ts";
 import { CHAIN_BYTES, CHAIN_BYTES_MAX, ImageFolder, PLAIN, PLAIN_BYTES } from "./image-folder.ts";
+import { lifeEnds } from "./life-ends.ts";
 import {
   CHAIN_EXPORT,
   chainOptions,
@@ -73,6 +74,7 @@ export class Soak {
   readonly #marks: Mark[] = [];
   readonly #startMs = performance.now();
   #wrong: string | undefined;
+  #interrupted = false;
   #alarm!: (wrong: Wrong) => void;
   readonly #alarmed = new Promise<never>((_resolve, reject) => {
     this.#alarm = reject;
@@ -95,6 +97,12 @@ export class Soak {
     this.#guests = new GuestProcess((what) => this.#raise(what));
   }
 
+  /** Ends the run at once; what was measured so far is its result. */
+  interrupt(): void {
+    this.#interrupted = true;
+    this.#alarm(new Wrong("interrupted"));
+  }
+
   /** Runs to the end of the time, or until something is wrong. */
   async run(): Promise<SoakResult> {
     let sampling: NodeJS.Timeout | undefined;
@@ -108,7 +116,7 @@ export class Soak {
       }, this.#settings.sampleSeconds * 1000);
       await Promise.race([this.#lives(top), this.#alarmed]);
     } catch (error) {
-      this.#wrong ??= errorMessage(error);
+      if (!this.#interrupted) this.#wrong ??= errorMessage(error);
     } finally {
       clearInterval(sampling);
       await this.#sampling;
@@ -474,19 +482,10 @@ export class Soak {
   }
 
   #raise(what: string): void {
+    if (this.#interrupted) return;
     this.#wrong ??= what;
     this.#alarm(new Wrong(what));
   }
-}
-
-const SHORT_LIVES_MAX = 8;
-const SHORT_LIFE_SECONDS_MIN = 4;
-
-/** When the lives end, in seconds of the run: half of the time is one life, for what grows slowly. */
-export function lifeEnds(seconds: number): number[] {
-  const half = seconds / 2;
-  const count = Math.max(2, Math.min(SHORT_LIVES_MAX, Math.floor(half / SHORT_LIFE_SECONDS_MIN)));
-  return [half, ...Array.from({ length: count }, (_, index) => half + ((index + 1) * half) / count)];
 }
 
 function rest(ms: number): Promise<void> {
