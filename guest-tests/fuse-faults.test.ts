@@ -12,7 +12,7 @@ import { Chain, checkForErrors, compareImages, linksOnDisk } from "./harness/cha
 import { type Daemon, nbdServerArguments, startDaemon } from "./harness/daemon.ts";
 import { FaultyFile, type FaultySettings } from "./harness/faulty-file.ts";
 import { later } from "./harness/patience.ts";
-import { codeOf, expectPieces, fill, PIECE, piece } from "./harness/pieces.ts";
+import { codeOf, expectEither, expectPieces, fill, PIECE, piece } from "./harness/pieces.ts";
 import { scratchDirectory } from "./harness/scratch.ts";
 import { exportArguments } from "./harness/serve.ts";
 import { run } from "./harness/tool.ts";
@@ -74,16 +74,6 @@ async function end({ daemon, client }: Served): Promise<void> {
 /** The image checks well by what the disk holds, whatever its file system still says. */
 async function checkDisk(faulty: FaultyFile, format: Format): Promise<void> {
   if (format === "qcow2") await checkForErrors(faulty.disk);
-}
-
-/** Each sector of a piece is one of these. */
-async function expectEither(client: NbdClient, index: number, ...allowed: Buffer[]): Promise<void> {
-  const found = await client.read(index * PIECE, PIECE);
-  for (let at = 0; at < PIECE; at += 512) {
-    const sector = found.subarray(at, at + 512);
-    const isAllowed = allowed.some((bytes) => bytes.subarray(at, at + 512).equals(sector));
-    expect(isAllowed, `piece ${index}, byte ${at}: ${sector.subarray(0, 4).toString("hex")}`).toBe(true);
-  }
 }
 
 const oldPiece = (format: Format, index: number) =>

@@ -372,46 +372,4 @@ describe("a file system of the host", () => {
     },
     IS_REFERENCE ? "the reference is ended by SIGXFSZ" : missing,
   );
-
-  real("fails now and then, on dm-flakey", onFlakey, missing ?? noFlakey());
 });
-
-function noFlakey(): string | undefined {
-  spawnSync("modprobe", ["dm-flakey"]);
-  const targets = spawnSync("dmsetup", ["targets"], { encoding: "utf8" });
-  if (targets.status !== 0) return "this kernel has no device mapper";
-  return targets.stdout.includes("flakey") ? undefined : "this kernel has no dm-flakey";
-}
-
-/** The disk works for 4 seconds and fails all writes for 2, over and over. */
-async function onFlakey(): Promise<void> {
-  const directory = scratchDirectory();
-  const image = path.join(directory, "device.img");
-  writeFileSync(image, Buffer.alloc(96 * MiB));
-  const device = (await run("losetup", "-f", "--show", image)).trim();
-  const name = `strata-test-${process.pid}`;
-  onTestFinished(() => runAnyhow("losetup", "-d", device).then(() => undefined));
-  await run(
-    "dmsetup",
-    "create",
-    name,
-    "--table",
-    `0 ${(96 * MiB) / 512} flakey ${device} 0 4 2 1 error_writes`,
-  );
-  onTestFinished(() => runAnyhow("dmsetup", "remove", "--force", name).then(() => undefined));
-  const target = `/dev/mapper/${name}`;
-  const daemon = await startDaemon(directory, [
-    ...nbdServerArguments(directory),
-    ...["--blockdev", `driver=raw,node-name=disk,file.driver=file,file.filename=${target}`],
-    ...exportArguments("disk", "disk"),
-  ]);
-  const client = await NbdClient.connect(daemon.uri("disk"));
-  const codes = new Set<string>();
-  for (let round = 0; round < 40 && !codes.has("EIO"); round++) {
-    codes.add(await codeOf(client.write(round * PIECE, piece(round), { fua: true })));
-    await new Promise((resolve) => setTimeout(resolve, 200));
-  }
-  expect([...codes].sort()).toEqual(["EIO", "ok"]);
-  await client.disconnect();
-  await daemon.kill();
-}

@@ -1,9 +1,9 @@
 // A disk that the daemon serves over TCP on one port for the whole test, also after the daemon was restarted.
 
 import { statSync } from "node:fs";
-import { type AddressInfo, createServer } from "node:net";
 import path from "node:path";
 import { type Daemon, startDaemon } from "./daemon.ts";
+import { freePort } from "./free-port.ts";
 import { within } from "./patience.ts";
 import { run } from "./tool.ts";
 
@@ -57,13 +57,4 @@ export class NetworkDisk {
   allocatedBytes(): number {
     return statSync(this.file).blocks * 512;
   }
-}
-
-/** A TCP port of this host that nobody listens on. */
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }

@@ -29,3 +29,13 @@ export async function expectPieces(client: NbdClient, to: number, from = 0): Pro
     expect((await client.read(index * PIECE, PIECE)).equals(piece(index)), `piece ${index}`).toBe(true);
   }
 }
+
+/** Each sector of a piece is one of these. */
+export async function expectEither(client: NbdClient, index: number, ...allowed: Buffer[]): Promise<void> {
+  const found = await client.read(index * PIECE, PIECE);
+  for (let at = 0; at < PIECE; at += 512) {
+    const sector = found.subarray(at, at + 512);
+    const isAllowed = allowed.some((bytes) => bytes.subarray(at, at + 512).equals(sector));
+    expect(isAllowed, `piece ${index}, byte ${at}: ${sector.subarray(0, 4).toString("hex")}`).toBe(true);
+  }
+}

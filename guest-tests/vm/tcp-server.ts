@@ -1,6 +1,6 @@
 // The daemon's NBD server on a TCP port of the loopback address; guests reach it as 10.0.2.2.
 
-import { createServer } from "node:net";
+import { freePort } from "../harness/free-port.ts";
 
 /** The host as guests see it, on QEMU's own network. */
 const HOST_OF_GUESTS = "10.0.2.2";
@@ -24,15 +24,4 @@ export async function tcpServer(): Promise<TcpServer> {
     uri: (exportName) => `nbd://127.0.0.1:${port}/${exportName}`,
     clientWords: (exportName, device) => `${HOST_OF_GUESTS} ${port} ${device} -name ${exportName}`,
   };
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.on("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const { port } = server.address() as { port: number };
-      server.close(() => resolve(port));
-    });
-  });
 }
