@@ -1,5 +1,6 @@
 // Opening for writing, closing, the backing link, growing: what stands in the header and when.
 
+import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { KiB, MiB } from "../../base/units.ts";
 import { FaultFile } from "../../sys/fault-file.ts";
@@ -254,6 +255,33 @@ describe("the backing link", () => {
       }
     }
   });
+
+  it.each([
+    [1024, 500, ""],
+    [1024, 500, "below/"],
+    [2048, 1000, ""],
+  ])(
+    "is so where the header has no room for both names, since the old base has a shorter one (%d, %d, '%s')",
+    async (clusterSize, folderBytes, below) => {
+      const folder = `/${"f".repeat(folderBytes)}`;
+      const [before, after] = [`${folder}/${below}old.qcow2`, `${folder}/the-new-one.raw`];
+      const options = { size: 64 * KiB, clusterSize, backingFile: before, backingFormat: "qcow2" };
+      const host = await newMemoryImage(options, `${folder}/top.qcow2`);
+      const start = host.content();
+      const recorder = new FaultFile(host);
+      recorder.recording = true;
+      const { driver } = await openImage(recorder);
+      await driver.changeBackingLink(after, "raw");
+      expect(headerOf(host)).toMatchObject({ backingFile: after, backingFormat: "raw" });
+      for (const state of tornStates(start, recorder)) {
+        const { backingFile, backingFormat } = parseHeader(state, start.length);
+        const link = `${path.resolve(folder, backingFile!)} ${backingFormat}`;
+        expect([`${before} qcow2`, `${after} raw`]).toContain(link);
+      }
+      await driver.close();
+      expect(await verdict(host)).toEqual(CLEAN);
+    },
+  );
 
   /** The header area after each prefix of the sectors written between two syncs, and of each sector alone. */
   function tornStates(start: Buffer, { recorded }: FaultFile): Buffer[] {

@@ -7,11 +7,15 @@
 //   2. sector 0: where the name is, and the format in its extension    -> file.flush     the commit point
 //   3. the place of the old name is cleared
 //
+// Clusters of 1 or 2 KiB may have no room for a second long name. If the old base stands in the image's
+// folder, its link gets that shorter name first, in the same way: whoever finds it there finds the old chain.
+//
 // A crash leaves the old link or the new one. The other extensions stay where they are: the format changes in
 // place, and becomes a filler (an unknown extension) when there is none any more. Where that does not go (a
 // format is added, the cluster is full), the header is laid out anew and written at once, as QEMU does it;
 // then the filler goes, and, where the name needs its place, the mark of use.
 
+import path from "node:path";
 import { readU64, writeU64 } from "../../base/bytes.ts";
 import { alignUp } from "../../base/units.ts";
 import type { BlockNode } from "../../block/node.ts";
@@ -46,14 +50,14 @@ export async function writeBackingLink(
   const old = Buffer.alloc(clusterSize);
   await file.read(0, clusterSize, old, 0);
   const anew = layOut(header, link);
-  const plan = planLink(old, link);
-  if (plan === undefined) {
+  const plans = planSteps(old, header, link, nameInFolder(header.backingFile, file.filename));
+  if (plans === undefined) {
     await file.write(0, clusterSize, anew, 0);
     await file.flush();
   } else {
-    await commitPlan(file, plan);
+    for (const plan of plans) await commitPlan(file, plan);
   }
-  const written = parseHeader(plan?.area ?? anew, Number.POSITIVE_INFINITY);
+  const written = parseHeader(plans?.at(-1)?.area ?? anew, Number.POSITIVE_INFINITY);
   header.backingFile = written.backingFile;
   header.backingFormat = written.backingFormat;
   header.extensions = written.extensions;
@@ -70,6 +74,33 @@ export function checkBackingLink(header: Qcow2Header, link: BackingLink): void {
 function layOut(header: Qcow2Header, link: BackingLink): Buffer {
   const extensions = header.extensions.filter(({ magic }) => magic !== FILLER_MAGIC);
   return serializeWithMark({ ...header, backingFile: link.file, backingFormat: link.format, extensions });
+}
+
+/**
+ * The changes that lead to the link, each committed by the first sector; undefined where that does not go.
+ */
+function planSteps(
+  old: Buffer,
+  header: Qcow2Header,
+  link: BackingLink,
+  shortName: string | undefined,
+): LinkPlan[] | undefined {
+  const plan = planLink(old, link);
+  if (plan !== undefined || shortName === undefined) return plan && [plan];
+  const shortened = planLink(old, { file: shortName, format: header.backingFormat });
+  const after = shortened && planLink(shortened.area, link);
+  return after && [shortened, after];
+}
+
+/**
+ * The same file, named from the folder of the image; undefined where it is not below that, or where programs
+ * may not agree on what such a name means.
+ */
+function nameInFolder(name: string | undefined, image: string): string | undefined {
+  const folder = `${path.dirname(path.resolve(image))}/`;
+  if (name === undefined || !name.startsWith(folder) || image.split("/").includes("..")) return undefined;
+  const short = name.slice(folder.length);
+  return short === "" || short.startsWith("/") || short.includes(":") ? undefined : short;
 }
 
 async function commitPlan(file: BlockNode, { area, nameAt, nameEnd }: LinkPlan): Promise<void> {
