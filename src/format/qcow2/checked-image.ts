@@ -26,11 +26,16 @@ export interface CheckedImage {
  * @throws BlockError as parseHeader; what the host says
  */
 export async function readCheckedHeader(file: ImageFile): Promise<Qcow2Header> {
+  return parseHeader(await readHeaderArea(file), file.size, { check: true });
+}
+
+/** The bytes that it is parsed from. @throws BlockError when it is no qcow2 header of a known version */
+export async function readHeaderArea(file: ImageFile): Promise<Buffer> {
   const start = Buffer.alloc(512);
   await file.read(0, 512, start, 0);
   const area = Buffer.alloc(headerAreaBytes(start));
   await file.read(0, area.length, area, 0);
-  return parseHeader(area, file.size, { check: true });
+  return area;
 }
 
 /**
@@ -65,7 +70,8 @@ export class RefcountsOnDisk {
   static async open(file: ImageFile, header: Qcow2Header, geometry: Geometry): Promise<RefcountsOnDisk> {
     const bytes = header.refcountTableClusters * geometry.clusterSize;
     const table = Buffer.alloc(bytes);
-    await file.read(header.refcountTableOffset, bytes, table, 0);
+    // An offset past the end of the file may be more than the host takes.
+    if (header.refcountTableOffset < file.size) await file.read(header.refcountTableOffset, bytes, table, 0);
     return new RefcountsOnDisk(file, geometry, header.refcountOrder, table);
   }
 

@@ -170,9 +170,9 @@ export function parseHeader(area: Buffer, fileSize: number, options: ParseOption
     version,
     clusterBits,
     size: readU64OrInfinity(area, 24),
-    l1TableOffset: readU64OrInfinity(area, 40),
+    l1TableOffset: tableOffset(area, 40, options),
     l1Size: area.readUInt32BE(36),
-    refcountTableOffset: readU64OrInfinity(area, 48),
+    refcountTableOffset: tableOffset(area, 48, options),
     refcountTableClusters: area.readUInt32BE(56),
     snapshotsOffset: readU64OrInfinity(area, 64),
     snapshotCount: area.readUInt32BE(60),
@@ -198,6 +198,16 @@ export function parseHeader(area: Buffer, fileSize: number, options: ParseOption
   takeExtensions(header, parseExtensions(area, headerBytes, extensionsEnd), clusterSize);
   if (backingOffset !== 0) header.backingFile = backingName(area, backingOffset, clusterSize);
   return header;
+}
+
+/** A place past the end of every file, where tables can be named all the same. */
+export const OUTSIDE_OF_FILES = 2 ** 53 - 2 ** MAX_CLUSTER_BITS;
+
+/** A check goes on where a table is far outside: 2**53 and more becomes a place that is as good. */
+function tableOffset(area: Buffer, at: number, { check }: ParseOptions): number {
+  const offset = readU64OrInfinity(area, at);
+  if (check !== true || Number.isFinite(offset) || area.readUInt32BE(at) >= 2 ** 31) return offset;
+  return OUTSIDE_OF_FILES + (area.readUInt32BE(at + 4) % 2 ** MAX_CLUSTER_BITS);
 }
 
 /**

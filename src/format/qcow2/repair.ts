@@ -2,14 +2,15 @@
 //
 //   1. Refcounts are changed only after every reference was counted: a table that cannot be read ends the
 //      repair.
-//   2. An image that is repaired because it was not closed has its mapping tables trusted; refcounts and
+//   2. Where the header says that tables are is put right first (mend-places.ts): all else hangs on it.
+//   3. An image that is repaired because it was not closed has its mapping tables trusted; refcounts and
 //      COPIED flags follow them, no data is moved or dropped. Only who asks for it (`mendTables`) gets
 //      entries that cannot be mended or given up (mend-lists.ts, mend-tables.ts), before that.
-//   3. Where the refcount structures themselves are broken they are rebuilt in free space behind everything
+//   4. Where the refcount structures themselves are broken they are rebuilt in free space behind everything
 //      else, and the header is switched to them last (rebuild.ts).
-//   4. The dirty and the corrupt bit are cleared only when a last check finds nothing wrong.
-//   5. Where there was damage, what is freed is not given back to the host: it may be data that a broken
-//      entry has lost.
+//   5. The dirty and the corrupt bit are cleared only when a last check finds nothing wrong.
+//   6. Where there was damage, or nothing at all is left of the disk, what is freed is not given back to the
+//      host: it may be data that a broken entry has lost, or a table that is zeros now.
 
 import { BlockError, errorMessage } from "../../base/errors.ts";
 import { alignUp, divideUp } from "../../base/units.ts";
@@ -27,6 +28,7 @@ import {
 import type { ImageFile } from "./image-file.ts";
 import { L1_ENTRY_BYTES } from "./l2-entry.ts";
 import { mendLists, mendSnapshots } from "./mend-lists.ts";
+import { mendPlaces } from "./mend-places.ts";
 import { mendTables } from "./mend-tables.ts";
 import { rebuildRefcounts } from "./rebuild.ts";
 import { setRefcount } from "./refcount-width.ts";
@@ -54,14 +56,24 @@ export async function repairImage(
   mode: RepairMode,
   options: RepairOptions = {},
 ): Promise<CheckResult> {
-  const before = await examine(file, options);
+  const mendsTables = options.mendTables === true && mode === "all";
+  const places = mendsTables ? await mendPlacesOf(file, options) : NO_PLACES;
+  const before = await examine(file, options).catch((error: unknown) => {
+    throw places.lost ?? error;
+  });
   const { tally } = before;
+  tally.corruptionsFixed = places.mended;
+  if (places.lost !== undefined) {
+    tally.checkError(places.lost.message);
+    return tally;
+  }
+  if (places.mended > 0) await dropUnknownAutoclear(file, await readCheckedHeader(file));
   if (before.needsRebuild && mode === "leaks") {
     tally.checkError("need to rebuild refcount structures: repair all errors, not leaks alone");
     return tally;
   }
-  const mends = options.mendTables === true && mode === "all" && tally.corruptions + tally.checkErrors > 0;
-  const punch = tally.corruptions + tally.checkErrors === 0;
+  const mends = mendsTables && tally.corruptions + tally.checkErrors > 0;
+  const punch = tally.corruptions + tally.checkErrors === 0 && tally.allocatedClusters > 0;
   let outcome = before;
   try {
     for (let round = 0; round < ROUNDS_MAX && (mends || canBeFixed(outcome)); round++) {
@@ -84,11 +96,30 @@ export async function repairImage(
   }
   const after = outcome.tally;
   if (after !== tally) {
-    after.corruptionsFixed = Math.max(0, tally.corruptions - after.corruptions);
+    after.corruptionsFixed = places.mended + Math.max(0, tally.corruptions - after.corruptions);
     after.leaksFixed = Math.max(0, tally.leaks - after.leaks);
   }
   await finish(file, await readCheckedHeader(file), after);
   return after;
+}
+
+/** Places in the header that were put right; or why they cannot be. */
+interface Places {
+  readonly mended: number;
+  readonly lost?: BlockError;
+}
+
+const NO_PLACES: Places = { mended: 0 };
+
+async function mendPlacesOf(file: ImageFile, options: RepairOptions): Promise<Places> {
+  const tally = new CheckTally(options.tell);
+  try {
+    const tell = (line: string) => tally.tell(line);
+    return { mended: await mendPlaces(file, options.windowClusters ?? WINDOW_CLUSTERS, tell) };
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    return { mended: 0, lost: error };
+  }
 }
 
 function quiet(options: RepairOptions): RepairOptions {
@@ -119,13 +150,6 @@ async function mendAll(file: ImageFile, options: RepairOptions, tally: CheckTall
 async function completeL1(file: ImageFile, header: Qcow2Header): Promise<void> {
   const end = alignUp(header.l1TableOffset + header.l1Size * L1_ENTRY_BYTES, 2 ** header.clusterBits);
   if (end <= file.size || header.l1Size === 0) return;
-  if (header.l1TableOffset >= file.size) {
-    throw new BlockError(
-      "IMAGE_CORRUPT",
-      `the L1 table at offset ${header.l1TableOffset} lies past the end of the file (${file.size} bytes): ` +
-        "nothing of the disk can be found. Get a longer copy of the file",
-    );
-  }
   await file.truncate(end);
 }
 
