@@ -1,13 +1,18 @@
 // authz objects: which of the clients that TLS lets in may go on, by their names.
 
-import { readFileSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { BlockError, errorMessage } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
+import { MiB } from "../base/units.ts";
 import { fsError } from "../sys/host-error.ts";
+import { readWholeFile } from "../sys/whole-file.ts";
 import { parseJson } from "./json-stream.ts";
 import { authzListOptions } from "./qapi/object.ts";
 import type { Infer } from "./qapi/types.ts";
 import { visit } from "./qapi/visitor.ts";
+
+/** Some hundred thousand rules. */
+const LIST_BYTES_MAX = 16 * MiB;
 
 /** Whether a client of this name may go on. */
 export type Authorization = (identity: string) => boolean;
@@ -74,12 +79,7 @@ function versionOf(filename: string): string {
 }
 
 function readList(filename: string): Authorization {
-  let text: string;
-  try {
-    text = readFileSync(filename, "utf8");
-  } catch (error) {
-    throw fsError(error, `Unable to read '${filename}'`);
-  }
+  const text = readWholeFile(filename, LIST_BYTES_MAX, `Unable to read '${filename}'`).toString("utf8");
   try {
     return listAuthorization(visit(authzListOptions, parseJson(text)));
   } catch (error) {

@@ -10,6 +10,9 @@ it("takes a secret that has its data, and refuses one in the reference's words",
   expect(() => add({ file: "/nonexistent" })).toThrow(
     "Unable to read /nonexistent: Failed to open file “/nonexistent”: No such file or directory",
   );
+  expect(() => add({ file: "/dev/zero" })).toThrow(
+    "Unable to read /dev/zero: Failed to open file “/dev/zero”: more than 1048576 bytes",
+  );
   add({ data: "x" });
   expect(() => add({ data: "x" })).toThrow("attempt to add duplicate property 's'");
 });

@@ -1,9 +1,9 @@
 // `secret` objects: passwords, as data of the command line or in a file, in base64 or encrypted where wanted.
 
 import { createDecipheriv } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { BlockError } from "../base/errors.ts";
-import { fsError } from "../sys/host-error.ts";
+import { MiB } from "../base/units.ts";
+import { readWholeFile } from "../sys/whole-file.ts";
 
 export interface SecretOptions {
   readonly data?: string;
@@ -17,6 +17,8 @@ export interface SecretOptions {
 
 const KEY_BYTES = 32;
 const IV_BYTES = 16;
+/** Whoever may name a file may name a very long one. */
+const FILE_BYTES_MAX = 1 * MiB;
 
 /** @param other gives a secret by its id. @throws BlockError EINVAL in QEMU's words */
 export function secretValue(options: SecretOptions, other: (id: string) => Buffer): Buffer {
@@ -50,11 +52,7 @@ function readSecret({ data, file }: SecretOptions): Buffer {
   }
   if (data !== undefined) return Buffer.from(data);
   if (file === undefined) throw new BlockError("EINVAL", "Either 'file' or 'data' must be provided");
-  try {
-    return readFileSync(file);
-  } catch (error) {
-    throw fsError(error, `Unable to read ${file}: Failed to open file “${file}”`);
-  }
+  return readWholeFile(file, FILE_BYTES_MAX, `Unable to read ${file}: Failed to open file “${file}”`);
 }
 
 function fromBase64(text: string, what: string): Buffer {

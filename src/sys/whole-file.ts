@@ -14,9 +14,11 @@ import { basename, dirname, join } from "node:path";
 import { BlockError } from "../base/errors.ts";
 import { fsError } from "./host-error.ts";
 
-/** @throws BlockError; EOVERFLOW when the file has more than `bytesMax` bytes */
-export function readWholeFile(path: string, bytesMax: number): Buffer {
-  const what = `Could not read '${path}'`;
+/**
+ * @param what begins the error: what was tried
+ * @throws BlockError; EOVERFLOW when the file has more than `bytesMax` bytes
+ */
+export function readWholeFile(path: string, bytesMax: number, what = `Could not read '${path}'`): Buffer {
   try {
     const fd = openSync(path, "r");
     try {

@@ -1,11 +1,15 @@
 // What tls-creds objects become: keys that were read and looked at, for the NBD server.
 
-import { accessSync, constants, readFileSync, statSync } from "node:fs";
+import { accessSync, constants, statSync } from "node:fs";
 import path from "node:path";
 import { createSecureContext, type TLSSocket, type TlsOptions } from "node:tls";
 import { BlockError, errorMessage } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
-import { fsError } from "../../sys/host-error.ts";
+import { MiB } from "../../base/units.ts";
+import { readWholeFile } from "../../sys/whole-file.ts";
+
+/** Of certificates with all that are revoked. */
+const FILE_BYTES_MAX = 16 * MiB;
 
 export interface TlsCredentials {
   readonly endpoint: "client" | "server";
@@ -43,11 +47,8 @@ export class CredentialFiles {
 
   /** @throws BlockError in QEMU's words when it cannot be read */
   read(name: string): Buffer {
-    try {
-      return readFileSync(this.path(name));
-    } catch (error) {
-      throw fsError(error, `Unable to access credentials ${this.path(name)}`);
-    }
+    const file = this.path(name);
+    return readWholeFile(file, FILE_BYTES_MAX, `Unable to access credentials ${file}`);
   }
 
   readOptional(name: string): Buffer | undefined {
