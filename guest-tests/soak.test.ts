@@ -29,3 +29,14 @@ it("works on a daemon through merges, kills and restarts, finds no wrong byte, a
   // The images are gone when nothing was wrong.
   expect(readdirSync(directory).sort()).toEqual(["soak.json", "soak.svg"]);
 });
+
+it("refuses a place where the result could not be written before it begins, not after hours", async () => {
+  const directory = scratchDirectory();
+  for (const option of ["--json", "--chart"]) {
+    const file = path.join(directory, "missing", "result");
+    const outcome = await runAnyhow(SOAK, "--hours", "8", "--folder", directory, option, file);
+    expect(outcome).toMatchObject({ code: 1, stdout: "" });
+    expect(outcome.stderr).toContain(`'${file}' is invalid. Its folder does not exist.`);
+  }
+  expect(readdirSync(directory)).toEqual([]);
+});

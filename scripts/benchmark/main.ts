@@ -1,7 +1,7 @@
 // The command line of the bench.
 
-import fs from "node:fs";
 import { Command, InvalidArgumentError, Option } from "commander";
+import { folder, positive, resultFile } from "../option-values.ts";
 import { type CompareOptions, compareCommand } from "./compare-command.ts";
 import { type CurvesOptions, curvesCommand } from "./curves-command.ts";
 import { memoryFolder } from "./place.ts";
@@ -12,12 +12,6 @@ Examples:
   scripts/bench --folder /var/tmp --json ext4.json
   scripts/bench --against nbdkit
   scripts/bench curves --only chain`;
-
-function positive(text: string): number {
-  const value = Number(text);
-  if (!(value > 0)) throw new InvalidArgumentError("It must be a number above 0.");
-  return value;
-}
 
 function count(text: string): number {
   const value = Number(text);
@@ -34,18 +28,11 @@ function pattern(text: string): RegExp {
   }
 }
 
-function folder(text: string): string {
-  if (!fs.statSync(text, { throwIfNoEntry: false })?.isDirectory()) {
-    throw new InvalidArgumentError("It must be a folder that exists.");
-  }
-  return text;
-}
-
 /** Options of both commands. */
 function withPlace(command: Command): Command {
   return command
     .option("--folder <path>", "where the images go", folder, memoryFolder())
-    .option("--json <file>", "write the result there too");
+    .option("--json <file>", "write the result there too", resultFile);
 }
 
 const program = withPlace(
@@ -62,7 +49,7 @@ const program = withPlace(
     .option("--quick", "one short pair: a smoke test, not a judgement")
     .option("--cold", "measure a daemon's first seconds: without the same work on another disk before", false)
     .option("--only <regex>", "works whose name matches", pattern)
-    .option("--chart <file>", "draw the ratios into that SVG file"),
+    .option("--chart <file>", "draw the ratios into that SVG file", resultFile),
 )
   .addHelpText("after", EXAMPLES)
   .action((options: CompareOptions & { quick?: boolean }) =>

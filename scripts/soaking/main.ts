@@ -3,7 +3,8 @@
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import { Command, InvalidArgumentError } from "commander";
+import { Command, InvalidArgumentError, Option } from "commander";
+import { folder, positive, resultFile } from "../option-values.ts";
 import { judgeDrift } from "./drift.ts";
 import { picture } from "./picture.ts";
 import { Soak } from "./soak.ts";
@@ -21,12 +22,6 @@ Examples:
   scripts/soak --hours 1 --chart soak.svg --json soak.json
   scripts/soak --minutes 2.5 --seed 7
   scripts/soak --quick`;
-
-function positive(text: string): number {
-  const value = Number(text);
-  if (!(value > 0)) throw new InvalidArgumentError("It must be a number above 0.");
-  return value;
-}
 
 function seedOf(text: string): number {
   const value = Number(text);
@@ -57,9 +52,9 @@ async function soak(options: Options): Promise<void> {
     ? QUICK_SECONDS
     : ((options.hours ?? 0) * 60 + (options.minutes ?? 0)) * 60 || 3600;
   console.log(`seed ${seed}, ${(seconds / 60).toFixed(1)} minutes`);
-  const folder = fs.mkdtempSync(path.join(options.folder, "strata-soak-"));
+  const images = fs.mkdtempSync(path.join(options.folder, "strata-soak-"));
   const sampleSeconds = Math.min(SAMPLE_SECONDS, Math.max(0.25, seconds / SAMPLES_MIN));
-  const run = new Soak({ seed, seconds, sampleSeconds, folder, tell: console.log });
+  const run = new Soak({ seed, seconds, sampleSeconds, folder: images, tell: console.log });
   let interruptedBy: string | undefined;
   for (const signal of ["SIGINT", "SIGTERM"]) {
     process.once(signal, () => {
@@ -80,30 +75,34 @@ async function soak(options: Options): Promise<void> {
   }
   if (interruptedBy !== undefined) {
     // A program that was making a copy of a disk may still be at it.
-    fs.rmSync(folder, { recursive: true, force: true, maxRetries: 20 });
+    fs.rmSync(images, { recursive: true, force: true, maxRetries: 20 });
     console.log(`ended by ${interruptedBy} after ${(result.seconds / 60).toFixed(1)} minutes`);
     process.exitCode = 130;
     return;
   }
   if (result.wrong === undefined && !drifts) {
-    fs.rmSync(folder, { recursive: true });
+    fs.rmSync(images, { recursive: true });
     console.log(findings.length === 0 ? "no wrong byte" : "no wrong byte, nothing drifts");
     return;
   }
   console.log(result.wrong === undefined ? "something DRIFTS" : `WRONG: ${result.wrong}`);
-  console.log(`seed ${seed}; the images and the daemon's log are in ${folder}`);
+  console.log(`seed ${seed}; the images and the daemon's log are in ${images}`);
   process.exitCode = 1;
 }
 
 const program = new Command("soak")
   .description(ABOUT)
   .option("--hours <n>", "how long; fractions too (default: 1)", positive)
-  .option("--minutes <n>", "how long, in minutes", positive)
-  .option("--quick", `${QUICK_SECONDS} seconds: a smoke test, which says nothing about drift`)
+  .option("--minutes <n>", "how long, in minutes; with --hours the sum of both", positive)
+  .addOption(
+    new Option("--quick", `${QUICK_SECONDS} seconds: a smoke test, which says nothing about drift`).conflicts(
+      ["hours", "minutes"],
+    ),
+  )
   .option("--seed <n>", "another choice of what happens (default: a new one)", seedOf)
-  .option("--folder <path>", "where the images go: about a gigabyte", os.tmpdir())
-  .option("--json <file>", "write all samples and the verdict there")
-  .option("--chart <file>", "draw the run into that SVG file")
+  .option("--folder <path>", "where the images go: about a gigabyte", folder, os.tmpdir())
+  .option("--json <file>", "write all samples and the verdict there", resultFile)
+  .option("--chart <file>", "draw the run into that SVG file", resultFile)
   .addHelpText("after", EXAMPLES)
   .action(soak);
 
