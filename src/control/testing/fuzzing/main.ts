@@ -141,15 +141,20 @@ function planOf(args: readonly string[]): Plan {
     allowPositionals: true,
   });
   if (values.help) throw new Asked(USAGE, 0);
-  const hours = numberOf("--hours", values.hours);
-  const cases = numberOf("--cases", values.cases) ?? (hours === undefined ? 1000 : Number.POSITIVE_INFINITY);
+  const hours = numberOf("--hours", values.hours, "a number above 0");
+  const cases =
+    numberOf("--cases", values.cases, "a whole number above 0") ??
+    (hours === undefined ? 1000 : Number.POSITIVE_INFINITY);
   const unknown = positionals.find((kind) => FUZZERS[kind] === undefined);
   if (unknown !== undefined) throw new Asked(`scripts/fuzz: there is no '${unknown}'\n${USAGE}`, 2);
+  if (values.case !== undefined && !/^\d+(\+\d+)*$/.test(values.case)) {
+    throw new Asked(`scripts/fuzz: a case is called like 7 or 7+12+31, not '${values.case}'\n${USAGE}`, 2);
+  }
   return {
     kinds: positionals.length > 0 ? positionals : Object.keys(FUZZERS),
     cases,
     untilMs: hours === undefined ? Number.POSITIVE_INFINITY : Date.now() + hours * 3_600_000,
-    seed: numberOf("--seed", values.seed)!,
+    seed: numberOf("--seed", values.seed, "a whole number")!,
     only: values.case,
   };
 }
@@ -163,11 +168,21 @@ class Asked extends Error {
   }
 }
 
-function numberOf(option: string, text: string | undefined): number | undefined {
+/** With 0 cases or hours nothing would be tried, and nothing fail. */
+const NUMBERS = {
+  "a number above 0": (value: number) => value > 0 && Number.isFinite(value),
+  "a whole number above 0": (value: number) => value > 0 && Number.isSafeInteger(value),
+  "a whole number": (value: number) => value >= 0 && Number.isSafeInteger(value),
+};
+
+function numberOf(
+  option: string,
+  text: string | undefined,
+  wanted: keyof typeof NUMBERS,
+): number | undefined {
   if (text === undefined) return undefined;
-  const value = Number(text);
-  if (text !== "" && value >= 0 && Number.isFinite(value)) return value;
-  throw new Asked(`scripts/fuzz: ${option} takes a number, not '${text}'\n${USAGE}`, 2);
+  if (text !== "" && NUMBERS[wanted](Number(text))) return Number(text);
+  throw new Asked(`scripts/fuzz: ${option} takes ${wanted}, not '${text}'\n${USAGE}`, 2);
 }
 
 async function main(args: readonly string[]): Promise<number> {
