@@ -83,6 +83,9 @@ describe("QEMU's dialect", () => {
   it("tells a text that ends too early", () => {
     expect(() => parseJson('{"driver":"file"')).toThrow("JSON parse error, premature EOI");
     expect(() => parseJson('"abc')).toThrow("JSON parse error, stray '\"abc'");
+    expect(() => parseJson("{} {}")).toThrow("JSON parse error, there is more than one value");
+    // One error, not one for each byte: that filled memory with a file of zeros (QMP fuzz, case 7016711).
+    expect(() => parseJson("\0".repeat(2 ** 22))).toThrow("JSON parse error, stray '\0'");
   });
 });
 

@@ -106,15 +106,23 @@ function exceeded(limit: string): BlockError {
   return new BlockError("EINVAL", `JSON ${limit} limit exceeded`);
 }
 
-/** The one value that `text` is. @throws BlockError EINVAL in QEMU's words */
+/**
+ * The one value that `text` is; nothing behind what is wrong is read. @throws BlockError EINVAL in QEMU's
+ * words
+ */
 export function parseJson(text: string): JsonValue {
-  const found: (JsonValue | BlockError)[] = [];
-  const stream = new JsonStream({ value: (value) => found.push(value), error: (error) => found.push(error) });
+  let found: { readonly value: JsonValue } | undefined;
+  const stream = new JsonStream({
+    value: (value) => {
+      if (found !== undefined) throw parseError("there is more than one value");
+      found = { value };
+    },
+    error: (error) => {
+      throw error;
+    },
+  });
   stream.feed(Buffer.from(text));
   stream.end();
-  const error = found.find((one) => one instanceof BlockError);
-  if (error !== undefined) throw error;
-  if (found.length === 0) throw parseError("expecting value");
-  if (found.length > 1) throw parseError("there is more than one value");
-  return found[0] as JsonValue;
+  if (found === undefined) throw parseError("expecting value");
+  return found.value;
 }
