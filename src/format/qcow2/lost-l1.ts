@@ -9,11 +9,13 @@
 //      bitmaps name: the L1 table, its L2 tables and the data. Where refcounts are broken too, all of them.
 //   3. A cluster could be the table if each of its entries that is not zero names something like an L2 table
 //      without fault, one of them with data. Guests may keep such things in their data: what the tree of
-//      another one names is out.
+//      another one names is out, and so is what its own tree names any part of.
 //   4. One that is left is taken; several are a question for the user. Where the list of snapshots is broken
 //      nothing is taken: it could be the table of a snapshot, and the disk would be an old one.
 //   5. A table that begins with 4 KiB of zeros is not found, nor one among more than four million clusters.
+//      What could be the rest of such a table, which would show the disk shifted, is a question too.
 
+import { isZero } from "../../base/bytes.ts";
 import { divideUp } from "../../base/units.ts";
 import { countAll } from "./check.ts";
 import { CheckTally } from "./check-report.ts";
@@ -41,6 +43,8 @@ const HEAD_BYTES_MAX = 4096;
 /** L2 tables of a candidate that are looked at before it is one. */
 const LOOKED_AT_MAX = 1024;
 const CHUNK_ENTRIES = 8192;
+/** Where so many are impossible, and none is possible, there is no table. */
+const ENTRIES_THAT_TELL = 16;
 
 /** What a cluster holds of an L2 table: entries with data, and those that cannot be. */
 interface L2Look {
@@ -75,7 +79,7 @@ export class LostL1 {
   async believes(offset: number): Promise<boolean> {
     const { file, geometry } = this.#image;
     if (offset < geometry.clusterSize || offset >= file.size) return false;
-    const isOver = this.#isOverTables(offset);
+    const isOver = this.#isOverTables(offset, this.#entries * L1_ENTRY_BYTES);
     let looked = 0;
     let found = 0;
     let faults = 0;
@@ -88,6 +92,18 @@ export class LostL1 {
       return isOver ? faults === 0 && looked < LOOKED_AT_MAX : found === 0;
     });
     return found > 0 && !(isOver && faults > 0);
+  }
+
+  /** Whether what stands at `offset` is no table, not even a damaged one: several entries, none possible. */
+  async isSomethingElse(offset: number): Promise<boolean> {
+    let used = 0;
+    let possible = false;
+    await this.#eachEntry(offset, async (high, low) => {
+      used++;
+      possible = this.#isPossible(high, low);
+      return !possible;
+    });
+    return used >= ENTRIES_THAT_TELL && !possible;
   }
 
   /** Offsets of the tables that could be it. */
@@ -116,10 +132,10 @@ export class LostL1 {
     );
   }
 
-  #isOverTables(offset: number): boolean {
+  #isOverTables(offset: number, length: number): boolean {
     const { header, geometry, refcounts, snapshots } = this.#image;
     const { clusterSize } = geometry;
-    const end = offset + this.#entries * L1_ENTRY_BYTES;
+    const end = offset + length;
     const isOver = (from: number, bytes: number) => bytes > 0 && from < end && offset < from + bytes;
     if (isOver(header.refcountTableOffset, header.refcountTableClusters * clusterSize)) return true;
     if (isOver(header.snapshotsOffset, snapshots.bytes)) return true;
@@ -134,7 +150,7 @@ export class LostL1 {
   async #unnamed(windowClusters: number): Promise<number[]> {
     const { refcounts, geometry, file } = this.#image;
     const clusterCount = divideUp(file.size, geometry.clusterSize);
-    const trusted = ((await refcounts.get(0)) ?? 0) > 0;
+    const trusted = await this.#areRefcountsTrusted();
     const found: number[] = [];
     for (const window of windowsOf(clusterCount, windowClusters)) {
       const { counts } = await countAll(this.#image, window, new CheckTally());
@@ -237,30 +253,65 @@ export class LostL1 {
     return !placed || this.#isPlace(entryOffset(high, low));
   }
 
-  /** Those that no other one's tree names. */
+  /** Those that no tree of another one names, nor their own tree any part of them. */
   async #withoutNamed(candidates: readonly Candidate[]): Promise<Candidate[]> {
-    const { geometry, file } = this.#image;
-    const named = new Set<number>();
     const offsets = new Set(candidates.map(({ offset }) => offset));
-    if (candidates.length < 2) return [...candidates];
-    for (const { offset } of candidates) {
-      const name = (place: number) => {
-        if (place !== offset && offsets.has(place)) named.add(place);
-      };
-      await this.#eachEntry(offset, async (high, low) => {
-        const l2Offset = entryOffset(high, low);
-        name(l2Offset);
-        await file.read(l2Offset, geometry.clusterSize, this.#table, 0);
-        for (let at = 0; at < geometry.clusterSize; at += geometry.l2EntryBytes) {
-          const l2High = this.#table.readUInt32BE(at);
-          const l2Low = this.#table.readUInt32BE(at + 4);
-          if (clusterKind(l2High, l2Low, geometry.extended) === ClusterKind.NORMAL)
-            name(entryOffset(l2High, l2Low));
-        }
-        return true;
+    const left: Candidate[] = [];
+    const named = new Set<number>();
+    for (const candidate of candidates) {
+      const { offset } = candidate;
+      const before = offset - this.#image.geometry.clusterSize;
+      const end = offset + this.#entries * L1_ENTRY_BYTES;
+      const others: number[] = [];
+      let isOver = false;
+      let isBeforeNamed = false;
+      await this.#eachNamed(offset, (place) => {
+        if (place >= offset && place < end) isOver = true;
+        else if (offsets.has(place)) others.push(place);
+        if (place === before) isBeforeNamed = true;
+        return !isOver;
       });
+      if (isOver) continue;
+      left.push(candidate);
+      for (const place of others) named.add(place);
+      if (!isBeforeNamed && (await this.#couldBegin(before))) left.push({ ...candidate, offset: before });
     }
-    return candidates.filter(({ offset }) => !named.has(offset));
+    return left.filter(({ offset }) => !named.has(offset));
+  }
+
+  /** Whether a table that begins with zeros could begin at `offset`, and have its next part behind that. */
+  async #couldBegin(offset: number): Promise<boolean> {
+    const { file, geometry, refcounts } = this.#image;
+    const { clusterSize } = geometry;
+    if (this.#entries * L1_ENTRY_BYTES <= clusterSize || offset < clusterSize) return false;
+    if (this.#isOverTables(offset, clusterSize)) return false;
+    if ((await this.#areRefcountsTrusted()) && (await refcounts.get(offset / clusterSize)) === 0)
+      return false;
+    await file.read(offset, clusterSize, this.#table, 0);
+    return isZero(this.#table, 0, clusterSize);
+  }
+
+  async #areRefcountsTrusted(): Promise<boolean> {
+    return ((await this.#image.refcounts.get(0)) ?? 0) > 0;
+  }
+
+  /** The L2 tables and the clusters of data that the table at `offset` names, until `visit` has enough. */
+  async #eachNamed(offset: number, visit: (place: number) => boolean): Promise<void> {
+    const { geometry, file } = this.#image;
+    const table = this.#table;
+    await this.#eachEntry(offset, async (high, low) => {
+      const l2Offset = entryOffset(high, low);
+      if (!visit(l2Offset)) return false;
+      await file.read(l2Offset, geometry.clusterSize, table, 0);
+      for (let at = 0; at < geometry.clusterSize; at += geometry.l2EntryBytes) {
+        const l2High = table.readUInt32BE(at);
+        const l2Low = table.readUInt32BE(at + 4);
+        const kind = clusterKind(l2High, l2Low, geometry.extended);
+        if (kind !== ClusterKind.NORMAL && kind !== ClusterKind.ZERO_ALLOCATED) continue;
+        if (!visit(entryOffset(l2High, l2Low))) return false;
+      }
+      return true;
+    });
   }
 
   /** The entries of a table at `offset` that are not zero, until `visit` has enough. */

@@ -176,6 +176,53 @@ describe("an L1 table that is lost", () => {
     expect((await contentOf(bytes)).equals(made.content)).toBe(true);
   });
 
+  describe("that begins with a cluster of zeros", () => {
+    const clusterSize = 512;
+    /** The disk has data from its third MiB on: of the table's four clusters the first one is empty. */
+    const makeLate = async () => {
+      const host = new MemoryFile({ path: "memory.qcow2" });
+      await createQcow2(hostImageFile(host), { size: 8 * MiB, clusterSize });
+      const { node, driver } = await openImage(host);
+      const random = Buffer.alloc(64 * clusterSize);
+      new Prng(3).fill(random);
+      // The first cluster behind the table is one of zeros, so that it looks like a part of a table too.
+      await node.write(3 * MiB, clusterSize, Buffer.alloc(clusterSize), 0);
+      await node.write(2 * MiB, random.length, random, 0);
+      await driver.close();
+      return host.content(0, host.size);
+    };
+
+    it("is not taken for the table that begins in its second one: the disk would be shifted", async () => {
+      const damaged = outside(await makeLate());
+      const { result, bytes: after } = await repaired(damaged);
+      expect(verdictOf(result)).toBe("incomplete");
+      expect(after.equals(damaged)).toBe(true);
+    });
+
+    it("is a question where refcounts are lost and the rest of it could be a table", async () => {
+      const bytes = await makeLate();
+      const l1 = Number(bytes.readBigUInt64BE(L1));
+      // As if nothing had been written behind the table yet.
+      const end = Math.ceil(bytes.length / clusterSize) * clusterSize;
+      const damaged = Buffer.concat([outside(bytes), Buffer.alloc(end - bytes.length + 5 * clusterSize)]);
+      bytes.copy(damaged, end, l1, l1 + 4 * clusterSize);
+      damaged.fill(0xee, l1, l1 + 4 * clusterSize);
+      damaged.writeBigUInt64BE(0n, REFTABLE);
+      const { lines, bytes: after } = await repaired(damaged);
+      expect(lines.join("\n")).toMatch(new RegExp(`any of those at offsets .*\\b${end}\\b`));
+      expect(after.equals(damaged)).toBe(true);
+    });
+
+    it("does not make an empty disk, and zeros of data, where the header names data", async () => {
+      const damaged = await makeLate();
+      damaged.writeBigUInt64BE(BigInt(Math.floor(damaged.length / clusterSize) - 8) * 512n, L1);
+      const { result, lines, bytes: after } = await repaired(damaged);
+      expect(verdictOf(result)).toBe("incomplete");
+      expect(lines.join("\n")).toContain("where no entry could be one of it");
+      expect(after.equals(damaged)).toBe(true);
+    });
+  });
+
   it("and could be one of two: both are named, nothing is changed", async () => {
     const { bytes } = await make({});
     const l1 = Number(bytes.readBigUInt64BE(L1));

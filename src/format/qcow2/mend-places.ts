@@ -96,8 +96,15 @@ async function placeOfL1(file: ImageFile, header: Qcow2Header, { entries, window
         `(8 bytes at ${L1_OFFSET_AT}) of a copy and check what it shows`,
     );
   }
-  // An empty disk; or one whose table is damaged: its entries are mended, or given up, one by one.
-  if (named < file.size) return named;
+  if (named < file.size) {
+    // An empty disk; or one whose table is damaged: its entries are mended, or given up, one by one.
+    if (!(await lost.isSomethingElse(named))) return named;
+    throw new BlockError(
+      "IMAGE_CORRUPT",
+      `the header says that the L1 table is at offset ${named}, where no entry could be one of it, and nothing ` +
+        "else in the file looks like it: nothing of the disk can be found, and nothing was changed. Get a backup",
+    );
+  }
   throw new BlockError(
     "IMAGE_CORRUPT",
     `the header names no place in the file (${file.size} bytes) for the L1 table, and nothing there looks like ` +

@@ -126,6 +126,13 @@ export class RawDriver implements Driver {
     return {};
   }
 
+  windowOptions(): Readonly<Record<string, number>> {
+    return {
+      ...(this.#offset === 0 ? {} : { offset: this.#offset }),
+      ...(this.#fixedSize ? { size: this.#size } : {}),
+    };
+  }
+
   allocatedBytes(): number {
     return this.#file.driver.allocatedBytes();
   }
