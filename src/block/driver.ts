@@ -145,6 +145,8 @@ export interface Driver {
    */
   setWritable(writable: boolean): Promise<void>;
   details(): ImageDetails;
+  /** Options without which its file would show another disk: a link to it has to give them. */
+  windowOptions?(): Readonly<Record<string, number>>;
   /** Bytes that this layer takes on the host, or -1. */
   allocatedBytes(): number;
   counters?(): Counters;

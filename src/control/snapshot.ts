@@ -9,7 +9,9 @@
 
 import path from "node:path";
 import { BlockError } from "../base/errors.ts";
+import { imageOf } from "../block/chain.ts";
 import { isNodeName } from "../block/graph.ts";
+import { linkName } from "../block/link-name.ts";
 import type { BlockNode } from "../block/node.ts";
 import type { NodeOptions } from "../block/node-options.ts";
 import { createOverlay } from "./create-image.ts";
@@ -153,7 +155,7 @@ async function makeOverlay({ node, file }: SyncSnapshot): Promise<void> {
     );
   }
   // The name is absolute, so that it means the same file wherever the overlay stands.
-  await createOverlay({ path: file, backing: node, backingFile: path.resolve(node.filename) });
+  await createOverlay({ path: file, backing: node, backingFile: linkName(imageOf(node)) });
 }
 
 function overlayOptions({ file, nodeName }: SyncSnapshot, format: string): NodeOptions {

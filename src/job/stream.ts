@@ -23,6 +23,7 @@ import { BlockError, errorCode, errorWords } from "../base/errors.ts";
 import { KiB, MiB } from "../base/units.ts";
 import { composedExtents, imageOf, layersAbove, nodeBelow } from "../block/chain.ts";
 import type { Graph, NodeUse } from "../block/graph.ts";
+import { leadsTo, linkName } from "../block/link-name.ts";
 import type { BlockNode } from "../block/node.ts";
 import { ALL_PERMISSIONS, Permission } from "../block/permissions.ts";
 import type { JobErrorAction, JobListener, JobSettings } from "./job.ts";
@@ -434,6 +435,7 @@ export class StreamJob extends Job {
 
   /**
    * Base's name as top's header should have it: relative to top's folder where the old link was relative too.
+   * An old json: link that leads to base stays as it was.
    */
   #linkTo(base: BlockNode): string {
     if (base.filename === "") {
@@ -442,11 +444,12 @@ export class StreamJob extends Job {
         `Node '${base.name}' has no file name to link to: state one with 'backing-file'`,
       );
     }
-    const old = this.#lowestImage.details().backingFile;
-    if (old === undefined || old.startsWith("json:")) return old ?? path.resolve(base.filename);
-    const absolute = path.resolve(base.filename);
-    if (path.isAbsolute(old)) return absolute;
-    return path.relative(path.dirname(path.resolve(this.#image.filename)), absolute);
+    const { backingFile: old, backingFormat } = this.#lowestImage.details();
+    const name = linkName(base);
+    if (old?.startsWith("json:") && leadsTo(old, this.#lowestImage.filename, backingFormat, base)) return old;
+    const isRelative = old !== undefined && !old.startsWith("json:") && !path.isAbsolute(old);
+    if (!isRelative || name.startsWith("json:")) return name;
+    return path.relative(path.dirname(path.resolve(this.#image.filename)), name);
   }
 }
 
