@@ -106,6 +106,28 @@ export class LostL1 {
     return used >= ENTRIES_THAT_TELL && !possible;
   }
 
+  /**
+   * Whether a table at `offset` goes on at entry `from`: with data, and, as far as is looked, without fault.
+   */
+  async goesOn(offset: number, from: number): Promise<boolean> {
+    let looked = 0;
+    let found = 0;
+    let faults = 0;
+    await this.#eachEntry(
+      offset,
+      async (high, low) => {
+        const isPossible = this.#isPossible(high, low);
+        const { right, wrong } = isPossible ? await this.#lookAtL2(entryOffset(high, low)) : NOTHING;
+        looked++;
+        if (right > 0) found++;
+        if (!isPossible || wrong > 0) faults++;
+        return faults === 0 && looked < LOOKED_AT_MAX;
+      },
+      from,
+    );
+    return found > 0 && faults === 0;
+  }
+
   /** Offsets of the tables that could be it. */
   async find(windowClusters: number): Promise<number[]> {
     if (!this.#areSnapshotsKnown()) return [];
@@ -314,13 +336,17 @@ export class LostL1 {
     });
   }
 
-  /** The entries of a table at `offset` that are not zero, until `visit` has enough. */
-  async #eachEntry(offset: number, visit: (high: number, low: number) => Promise<boolean>): Promise<void> {
+  /** The entries of a table at `offset`, `from` one on, that are not zero, until `visit` has enough. */
+  async #eachEntry(
+    offset: number,
+    visit: (high: number, low: number) => Promise<boolean>,
+    from = 0,
+  ): Promise<void> {
     const { file } = this.#image;
     const chunk = Buffer.alloc(Math.min(this.#entries, CHUNK_ENTRIES) * L1_ENTRY_BYTES);
     // Past the end of the file there are only zeros.
     const entries = Math.min(this.#entries, Math.ceil((file.size - offset) / L1_ENTRY_BYTES));
-    for (let first = 0; first < entries; first += CHUNK_ENTRIES) {
+    for (let first = from; first < entries; first += CHUNK_ENTRIES) {
       const count = Math.min(CHUNK_ENTRIES, entries - first);
       await file.read(offset + first * L1_ENTRY_BYTES, count * L1_ENTRY_BYTES, chunk, 0);
       for (let i = 0; i < count; i++) {

@@ -125,6 +125,37 @@ describe("fields of the header", () => {
     }
   });
 
+  it("and make the L1 table too short for the disk: nothing is changed, since no data may be given up for it", async () => {
+    const { bytes } = await make({ clusterSize: 65536 });
+    // Smaller clusters; a disk of 8 TiB, whose L1 table would go over what stands behind it.
+    for (const [at, value] of [
+      [23, 10],
+      [23, 11],
+      [26, 0x08],
+    ] as const) {
+      const damaged = Buffer.from(bytes);
+      damaged.writeUInt8(value, at);
+      const image = MemoryImage.from(damaged);
+      await expect(repairImage(image, "all", { mendTables: true })).rejects.toThrow(
+        /has 1 entries, and a disk of \d+ bytes .* nothing was changed/,
+      );
+      expect(image.bytes().equals(damaged)).toBe(true);
+    }
+  });
+
+  it("and call the L1 table shorter than it is: it goes on with data, so it is as long as the disk says", async () => {
+    // An L2 table of 512 bytes maps 32 KiB: the disk has 32 of them.
+    const made = await make({ clusterSize: 512 });
+    for (const entries of [1, 8]) {
+      const damaged = Buffer.from(made.bytes);
+      damaged.writeUInt32BE(entries, L1_SIZE);
+      const { result, lines, bytes } = await repaired(damaged);
+      expect(verdictOf(result)).toBe("clean");
+      expect(lines[0]).toBe(`Repairing L1 table: it has 32 entries, not ${entries}`);
+      expect((await contentOf(bytes)).equals(made.content)).toBe(true);
+    }
+  });
+
   it("a table that is far outside is checked as one that is outside", async () => {
     const { bytes } = await make({});
     for (const at of [L1, REFTABLE]) {

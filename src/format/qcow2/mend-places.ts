@@ -5,7 +5,9 @@
 //   1. A refcount table that cannot be is given up: refcounts are counted anew afterwards.
 //   2. An L1 table that cannot be where the header says is looked for (lost-l1.ts). All data hangs on it: if
 //      it is not found, or several are, the image stays as it is.
-//   3. The fields are written at once, in one sector.
+//   3. With too few entries of L1, but some, the length of the disk or of a cluster may be what is wrong.
+//      More are taken only where the table goes on with data; otherwise the image stays as it is.
+//   4. The fields are written at once, in one sector.
 
 import { writeU64 } from "../../base/bytes.ts";
 import { BlockError } from "../../base/errors.ts";
@@ -58,7 +60,7 @@ export async function mendPlaces(
   const entries = l1Size < entriesMin || l1Size > L1_ENTRIES_MAX ? entriesMin : l1Size;
   if (entries !== l1Size) lines.push(`Repairing L1 table: it has ${entries} entries, not ${l1Size}`);
   if (entries > 0) {
-    const offset = await placeOfL1(file, header, { entries, windowClusters });
+    const offset = await placeOfL1(file, header, { entries, said: l1Size, windowClusters });
     if (offset !== header.l1TableOffset) lines.push(`Repairing L1 table: it was found at offset ${offset}`);
     writeU64(area, offset, L1_OFFSET_AT);
   }
@@ -78,15 +80,41 @@ function isPlace(area: Buffer, at: number, clusterSize: number): boolean {
 
 interface Wanted {
   readonly entries: number;
+  /** Entries by the header. */
+  readonly said: number;
   readonly windowClusters: number;
 }
 
-async function placeOfL1(file: ImageFile, header: Qcow2Header, { entries, windowClusters }: Wanted) {
-  const named = header.l1TableOffset;
+async function placeOfL1(file: ImageFile, header: Qcow2Header, wanted: Wanted): Promise<number> {
   const { image, isComplete } = await openWithoutL1(file, header);
+  const { entries, said, windowClusters } = wanted;
   const lost = new LostL1(image, entries);
+  const offset = await searchedPlace(
+    lost,
+    file,
+    header.l1TableOffset,
+    isComplete ? windowClusters : undefined,
+  );
+  if (said === 0 || said >= entries || (await lost.goesOn(offset, said))) return offset;
+  const clusterSize = 2 ** header.clusterBits;
+  throw new BlockError(
+    "IMAGE_CORRUPT",
+    `by the header the L1 table has ${said} entries, and a disk of ${header.size} bytes in clusters of ` +
+      `${clusterSize} bytes needs ${entries}: one of the three is wrong, the table does not show which, and nothing ` +
+      "was changed. Take a backup, or try other values in a copy (bytes 20 to 23: the cluster size as a power of 2; " +
+      "24 to 31: the length of the disk; 36 to 39: the entries)",
+  );
+}
+
+/** Settles to where the L1 table is. `windowClusters` unless it must not be searched for. */
+async function searchedPlace(
+  lost: LostL1,
+  file: ImageFile,
+  named: number,
+  windowClusters: number | undefined,
+): Promise<number> {
   if (await lost.believes(named)) return named;
-  const found = isComplete ? await lost.find(windowClusters) : [];
+  const found = windowClusters === undefined ? [] : await lost.find(windowClusters);
   if (found.length === 1) return found[0]!;
   if (found.length > 1) {
     throw new BlockError(
