@@ -40,3 +40,12 @@ it("refuses a place where the result could not be written before it begins, not 
   }
   expect(readdirSync(directory)).toEqual([]);
 });
+
+it("tells its verdict and takes its images away though the result could not be written", async () => {
+  const directory = scratchDirectory();
+  const outcome = await runAnyhow(SOAK, "--minutes", "0.05", "--folder", directory, "--json", "/dev/full");
+  expect(outcome).toMatchObject({ code: 1 });
+  expect(outcome.stderr).toMatch(/^soak: ENOSPC/);
+  expect(outcome.stdout).toMatch(/no wrong byte/);
+  expect(readdirSync(directory)).toEqual([]);
+});

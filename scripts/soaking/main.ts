@@ -68,10 +68,10 @@ async function soak(options: Options): Promise<void> {
   const drifts = findings.some((finding) => finding.drifts);
   for (const line of verdictLines(findings)) console.log(line);
   console.log(countsLine(result.counts));
-  if (options.json !== undefined) fs.writeFileSync(options.json, JSON.stringify({ ...result, findings }));
+  if (options.json !== undefined) keep(options.json, JSON.stringify({ ...result, findings }));
   if (options.chart !== undefined) {
     const title = `scripts/soak, seed ${seed}, ${(result.seconds / 60).toFixed(1)} minutes`;
-    fs.writeFileSync(options.chart, picture({ ...result, title }));
+    keep(options.chart, picture({ ...result, title }));
   }
   if (interruptedBy !== undefined) {
     // A program that was making a copy of a disk may still be at it.
@@ -88,6 +88,16 @@ async function soak(options: Options): Promise<void> {
   console.log(result.wrong === undefined ? "something DRIFTS" : `WRONG: ${result.wrong}`);
   console.log(`seed ${seed}; the images and the daemon's log are in ${images}`);
   process.exitCode = 1;
+}
+
+/** The verdict is told also where there is no space for what led to it. */
+function keep(file: string, text: string): void {
+  try {
+    fs.writeFileSync(file, text);
+  } catch (error) {
+    console.error(`soak: ${(error as Error).message}`);
+    process.exitCode = 1;
+  }
 }
 
 const program = new Command("soak")
