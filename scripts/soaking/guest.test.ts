@@ -1,3 +1,6 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { MemoryBackend } from "../../nbd/testing/memory-backend.ts";
 import { cleanUp, startServer } from "../../nbd/testing/peer.ts";
@@ -60,6 +63,24 @@ describe("the guest of a soak", () => {
     disk.bytes.fill(0, sector * 512, sector * 512 + 512);
     await expect(guest.checkDisk()).rejects.toThrow(/holds zeros instead of write \d+$/);
     await guest.disconnect();
+  });
+
+  it("notices that the end of its disk is gone, or of a copy of it", async () => {
+    const { guest, disk } = await restedGuest();
+    const directory = mkdtempSync(join(tmpdir(), "soaked-guest-"));
+    try {
+      writeFileSync(join(directory, "copy"), disk.bytes);
+      expect(guest.checkFile(join(directory, "copy"))).toBeGreaterThanOrEqual(0);
+      writeFileSync(join(directory, "copy"), disk.bytes.subarray(0, MiB - 512));
+      expect(() => guest.checkFile(join(directory, "copy"))).toThrow("2047 sectors only instead of 2048");
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
+    await guest.disconnect();
+    const { server, path } = await startServer();
+    server.addExport({ name: "short", backend: new MemoryBackend({ size: MiB / 2 }) });
+    const uri = formatNbdUri({ address: { path }, exportName: "short" });
+    await expect(guest.connect(uri)).rejects.toThrow("the disk has 1024 sectors only instead of 2048");
   });
 
   it("forgives errors that were announced, and no others", async () => {

@@ -73,7 +73,7 @@ export class Guest {
 
   async connect(uri: string): Promise<void> {
     this.#client = await NbdClient.connect(uri);
-    this.#sectors = Math.floor(this.#client.size / SECTOR);
+    this.#hasLength(this.#client.size, "the disk");
     this.#expectsLoss = false;
     this.#errorsAllowed = 0;
   }
@@ -162,7 +162,7 @@ export class Guest {
     const undecided = this.#expected.undecided;
     const file = openSync(filename, "r");
     try {
-      const sectors = Math.floor(fstatSync(file).size / SECTOR);
+      const sectors = this.#hasLength(fstatSync(file).size, "its copy");
       for (let first = 0; first < sectors; first += PIECE_SECTORS) {
         const buffer = sectorBuffer(Math.min(PIECE_SECTORS, sectors - first));
         readSync(file, buffer, 0, buffer.length, first * SECTOR);
@@ -286,6 +286,16 @@ export class Guest {
     const buffer = sectorBuffer(count);
     await this.#client!.readInto({ offset: first * SECTOR, bytes: buffer.length, buffer, at: 0 });
     return buffer;
+  }
+
+  /** Takes note of the disk's length, in bytes, and gives it in sectors: it never gets smaller. */
+  #hasLength(bytes: number, where: string): number {
+    const sectors = Math.floor(bytes / SECTOR);
+    if (sectors < this.#sectors) {
+      throw new BlockError("EIO", `${where} has ${sectors} sectors only instead of ${this.#sectors}`);
+    }
+    this.#sectors = sectors;
+    return sectors;
   }
 
   #check({ first, count }: Place, content: Buffer, where: string): void {
