@@ -15,7 +15,8 @@ function allowed(make: (disk: ExpectedContent) => void, sector = 2): number[] {
 }
 
 function flush(disk: ExpectedContent): void {
-  disk.flushed(disk.flushing());
+  disk.flushing();
+  disk.flushed();
 }
 
 describe("what a disk must hold", () => {
@@ -71,19 +72,35 @@ describe("what a disk must hold", () => {
     expect(
       allowed((disk) => {
         disk.changed(change(1));
-        const covered = disk.flushing();
+        disk.flushing();
         disk.changed(change(2));
-        disk.flushed(covered);
+        disk.flushed();
         disk.killed();
       }),
     ).toEqual([1, 2]);
+  });
+
+  it("is what a write with FUA left or what was sent later, after a kill; of its sectors alone", () => {
+    const written = (disk: ExpectedContent, meanwhile: boolean) => {
+      disk.changed({ first: 0, count: 6, stamp: 1 });
+      if (meanwhile) disk.flushing();
+      disk.changedDurably(change(2));
+      if (meanwhile) disk.flushed();
+      disk.changed({ first: 3, count: 1, stamp: 3 });
+      disk.killed();
+    };
+    const each = (meanwhile: boolean) =>
+      [0, 1, 2, 3, 4, 5, 6].map((sector) => allowed((disk) => written(disk, meanwhile), sector));
+    expect(each(false)).toEqual([[0, 1], [0, 1], [2], [2, 3], [0, 1], [0, 1], [0]]);
+    expect(each(true)).toEqual([[1], [1], [2], [2, 3], [1], [1], [0]]);
   });
 
   it("keeps what a flush that failed did not promise", () => {
     expect(
       allowed((disk) => {
         disk.changed(change(1));
-        disk.flushFailed(disk.flushing());
+        disk.flushing();
+        disk.flushFailed();
         disk.changed(change(2));
         disk.killed();
       }),

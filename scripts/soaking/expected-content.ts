@@ -5,7 +5,7 @@
 //   2. A trim, a failed request and one without an answer leave each of their sectors as it was or as asked
 //      for.
 //   3. A flush promises what was answered before it was sent. After a kill a sector holds what was promised
-//      last or anything that was sent later.
+//      last or anything that was sent later. A write with FUA promises its own sectors.
 //   4. What was read decides: from then on the sector holds that.
 
 /** A change of a piece of the disk; in sectors. `stamp` says what it leaves: 0 is zeros. */
@@ -26,6 +26,8 @@ export class ExpectedContent {
   /** Sectors that may hold one of these as well as what is current. */
   readonly #maybe = new Map<number, Set<number>>();
   #sinceFlush: Sent[] = [];
+  /** What the flush in flight will promise. */
+  #covered: Sent[] = [];
 
   /** A disk of zeros that may grow to so many sectors. */
   constructor(sectorsMax: number) {
@@ -52,6 +54,16 @@ export class ExpectedContent {
     this.#sinceFlush.push({ ...change, certain: true });
   }
 
+  /** The same for a change that is durable: a kill brings back nothing older. */
+  changedDurably(change: Change): void {
+    const { first, count, stamp } = change;
+    for (let sector = first; sector < first + count; sector++) this.#maybe.delete(sector);
+    this.#current.fill(stamp, first, first + count);
+    this.#promised.fill(stamp, first, first + count);
+    this.#sinceFlush = this.#sinceFlush.flatMap((sent) => outside(sent, change));
+    this.#covered = this.#covered.flatMap((sent) => outside(sent, change));
+  }
+
   /** Each sector of the change is as it was, or as the change leaves it. */
   mayHaveChanged(change: Change): void {
     for (let sector = change.first; sector < change.first + change.count; sector++) {
@@ -60,26 +72,28 @@ export class ExpectedContent {
     this.#sinceFlush.push({ ...change, certain: false });
   }
 
-  /** A flush is being sent: gives what it will promise. One flush at a time. */
-  flushing(): readonly unknown[] {
-    const covered = this.#sinceFlush;
+  /** A flush is being sent: it will promise what was answered so far. One flush at a time. */
+  flushing(): void {
+    this.#covered = this.#sinceFlush;
     this.#sinceFlush = [];
-    return covered;
   }
 
-  flushed(covered: readonly unknown[]): void {
-    for (const { first, count, stamp, certain } of covered as readonly Sent[]) {
+  flushed(): void {
+    for (const { first, count, stamp, certain } of this.#covered) {
       if (certain) this.#promised.fill(stamp, first, first + count);
     }
+    this.#covered = [];
   }
 
-  flushFailed(covered: readonly unknown[]): void {
-    this.#sinceFlush = [...(covered as readonly Sent[]), ...this.#sinceFlush];
+  flushFailed(): void {
+    this.#sinceFlush = [...this.#covered, ...this.#sinceFlush];
+    this.#covered = [];
   }
 
   /** The daemon ended in peace: everything that was answered is on disk. */
   ended(): void {
-    this.flushed(this.flushing());
+    this.flushing();
+    this.flushed();
   }
 
   /** The daemon was killed: what no flush has promised may be there or not. */
@@ -124,4 +138,12 @@ export class ExpectedContent {
     if (maybe !== undefined) maybe.add(stamp);
     else if (this.#current[sector] !== stamp) this.#maybe.set(sector, new Set([stamp]));
   }
+}
+
+/** What of `sent` lies outside of the change. */
+function outside(sent: Sent, { first, count }: Change): Sent[] {
+  const end = sent.first + sent.count;
+  const before = { ...sent, count: Math.min(end, first) - sent.first };
+  const from = Math.max(sent.first, first + count);
+  return [before, { ...sent, first: from, count: end - from }].filter((part) => part.count > 0);
 }

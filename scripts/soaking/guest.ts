@@ -201,13 +201,13 @@ export class Guest {
   async #flush(): Promise<void> {
     if (this.#flushInFlight) return;
     this.#flushInFlight = true;
-    const covered = this.#expected.flushing();
+    this.#expected.flushing();
     try {
       await this.#client!.flush();
       this.#flushes++;
-      this.#expected.flushed(covered);
+      this.#expected.flushed();
     } catch (error) {
-      this.#expected.flushFailed(covered);
+      this.#expected.flushFailed();
       this.#forgive(error);
     } finally {
       this.#flushInFlight = false;
@@ -230,7 +230,8 @@ export class Guest {
     const content = sectorBuffer(place.count);
     fillSectors(wordsOf(content), place.first, change.stamp);
     const fua = this.#prng.chance(0.03);
-    await this.#change(change, () => this.#client!.write(place.first * SECTOR, content, { fua }));
+    const send = () => this.#client!.write(place.first * SECTOR, content, { fua });
+    await this.#change(change, send, fua);
     this.#writes++;
     this.#onWrite?.();
   }
@@ -255,10 +256,11 @@ export class Guest {
     await this.#readAndCheck(place);
   }
 
-  async #change(change: Change, send: () => Promise<void>): Promise<void> {
+  async #change(change: Change, send: () => Promise<void>, isDurable = false): Promise<void> {
     try {
       await this.#timed(change, send);
-      this.#expected.changed(change);
+      if (isDurable) this.#expected.changedDurably(change);
+      else this.#expected.changed(change);
     } catch (error) {
       this.#expected.mayHaveChanged(change);
       this.#forgive(error);
