@@ -93,14 +93,39 @@ it("keeps it where it is told, or nowhere; where it cannot, nothing is changed",
   expect(existsSync(backup)).toBe(false);
 });
 
+it("does not undo what somebody has written since, unless it is forced; and goes on where undoing was cut", async () => {
+  const changes: (() => void)[] = [
+    () => change(FIRST_L2 + 8, 0x80, 0, 0, 0, 0, 0, 0x20, 0),
+    () => writeFileSync(disk, Buffer.concat([readFileSync(disk), Buffer.alloc(4096, "w")])),
+  ];
+  for (const write of changes) {
+    rmSync(backup, { force: true });
+    const before = change(FIRST_L2 + 8, 0x80, 0, 0, 0, 0, 0, 0x10, 0);
+    await run("-r", "all", disk);
+    write();
+    const written = readFileSync(disk);
+    const refused = await run("--undo", backup, disk);
+    expect(refused.code).not.toBe(0);
+    expect(refused.err).toContain("was written to since the repair, so nothing was undone: --force undoes");
+    expect(readFileSync(disk).equals(written)).toBe(true);
+    expect((await run("--undo", backup, "--force", disk)).code).toBe(0);
+    expect(readFileSync(disk).equals(before)).toBe(true);
+    // Begun once, it may be cut anywhere: now nothing is refused.
+    expect((await run("--undo", backup, disk)).code).toBe(0);
+  }
+  expect((await run("--force", disk)).err).toContain("--force goes with --undo");
+});
+
 it("a backup that is cut is undone as far as it goes; what is none is refused", async () => {
   const before = change(FIRST_L2 + 8, 0x80, 0, 0, 0, 0, 0, 0x10, 0);
   await run("-r", "all", disk);
   const kept = readFileSync(backup);
-  // The last record is torn: what it keeps was not overwritten, as far as its writer knew.
-  writeFileSync(backup, kept.subarray(0, kept.length - 1));
+  // The last record is torn: what it keeps was not overwritten, as far as its writer knew. The repair was
+  // killed then, and has left no seal.
+  const records = kept.subarray(0, kept.length - 28);
+  writeFileSync(backup, records.subarray(0, records.length - 1));
   expect((await run("--undo", backup, disk)).code).toBe(0);
-  writeFileSync(backup, kept);
+  writeFileSync(backup, records);
   expect((await run("--undo", backup, disk)).code).toBe(0);
   expect(readFileSync(disk).equals(before)).toBe(true);
   const none = await run("--undo", disk, disk);

@@ -59,6 +59,7 @@ export async function repairFile(path: string, mode: RepairMode, settings: Repai
       return hostImageFile(kept);
     });
     const result = await repairImage(journaled, mode, options);
+    await journaled.seal();
     return { result, backup: kept?.path };
   } finally {
     await kept?.close();
@@ -89,16 +90,25 @@ async function createBackup(image: string, path: string | undefined): Promise<Di
   }
 }
 
-/** Puts back what a repair has overwritten; settles to the number of bytes. @throws BlockError */
-export async function undoRepairOf(path: string, backup: string): Promise<number> {
-  const kept = openHostFile(backup, { writable: false });
+/**
+ * Puts back what a repair has overwritten; settles to the number of bytes.
+ * @param force also where somebody wrote to the image since
+ * @throws BlockError
+ */
+export async function undoRepairOf(path: string, backup: string, force: boolean): Promise<number> {
+  const kept = openHostFile(backup, { writable: true });
   try {
     const file = openHostFile(path, { writable: true });
     try {
       file.lock({ write: true, shareWrite: false });
-      return await undoRepair(hostImageFile(file), hostImageFile(kept));
+      return await undoRepair(hostImageFile(file), hostImageFile(kept), force);
     } catch (error) {
-      if (!(error instanceof BlockError) || error.code !== "IMAGE_FORMAT") throw error;
+      if (!(error instanceof BlockError)) throw error;
+      if (error.code === "EBUSY") {
+        const help = "--force undoes the repair all the same; what was written since may be lost";
+        throw new BlockError(error.code, `${error.message}: ${help}`, error);
+      }
+      if (error.code !== "IMAGE_FORMAT") throw error;
       throw new BlockError(error.code, `'${backup}' is no backup of a repair: ${error.message}`, error);
     } finally {
       await file.close();

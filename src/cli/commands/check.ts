@@ -16,11 +16,12 @@ interface CheckFlags {
   /** A name; false: none; true: the default. */
   readonly backup?: string | boolean;
   readonly undo?: string;
+  readonly force?: boolean;
 }
 
 const HELP = `
 A repair keeps what it overwrites in FILE.before-repair. As long as nobody has written to the image since,
---undo puts it back.
+--undo puts it back; afterwards only with --force.
 
 Exit codes, as qemu-img's: 0 clean, 1 the check did not finish, 2 damage, 3 leaks only, 63 nothing to check.
 `;
@@ -37,6 +38,7 @@ export function addCheck(program: Command, context: CommandContext): void {
     .option("--backup <file>", "where a repair keeps what it overwrites")
     .option("--no-backup", "a repair keeps nothing")
     .option("--undo <backup>", "put back what a repair has overwritten")
+    .option("--force", "undo although the image was written to since: what was written may be lost")
     .addHelpText(
       "after",
       examples(
@@ -53,6 +55,7 @@ export function addCheck(program: Command, context: CommandContext): void {
 
 async function check(file: string, flags: CheckFlags, context: CommandContext): Promise<void> {
   const mode = repairMode(flags.repair);
+  if (flags.force === true) throw usageError("--force goes with --undo");
   const json = wantsJson(flags);
   if (mode === undefined && typeof flags.backup === "string") {
     throw usageError("--backup is for a repair: add --repair leaks or --repair all");
@@ -82,7 +85,7 @@ async function check(file: string, flags: CheckFlags, context: CommandContext): 
 
 async function undo(file: string, backup: string, flags: CheckFlags, context: CommandContext): Promise<void> {
   if (flags.repair !== undefined) throw usageError("--undo and --repair exclude each other");
-  const bytes = await undoRepairOf(file, backup).catch((error: unknown) => {
+  const bytes = await undoRepairOf(file, backup, flags.force === true).catch((error: unknown) => {
     throw withLockHelp(error, "Try again when that process has ended");
   });
   if (flags.quiet !== true) {

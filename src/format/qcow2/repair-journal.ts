@@ -2,6 +2,8 @@
 //
 //   head     | "STRATA-UNDO-1\n" 14 | zero 2 | length of the image 8 |
 //   record   | offset 8 | bytes 4 | checksum 4 | what stood there |         one after the other
+//   seal     | all ones 8 | 12, 4 | checksum 4 | length of the image 8 | checksum of what stands there now 4
+//   |
 //
 //   1. A record is durable before the range that it keeps is overwritten.
 //   2. Records are undone from the last to the first: of a range that was written twice the oldest counts.
@@ -9,6 +11,9 @@
 //   4. What stood past the end of the image is not kept; undoing cuts the image to its old length.
 //   5. Leaked clusters that go back to the host are not kept: a repair does so only where nothing but leaks
 //      was found, and then nobody has named them.
+//   6. A repair that came to its end seals what it left. Where the kept ranges or the length of the image are
+//      others now, somebody wrote since, and to undo would destroy that: it is refused. Undoing begins with
+//      breaking the seal, so that it can be done again after a crash in the middle.
 
 import { crc32 } from "node:zlib";
 import { readU64, writeU64 } from "../../base/bytes.ts";
@@ -21,6 +26,9 @@ const HEAD_BYTES = 24;
 const RECORD_HEAD_BYTES = 16;
 /** Longer ranges are kept in several records. */
 const RECORD_BYTES_MAX = MiB;
+/** Instead of the upper half of an offset. */
+const SEAL_MARK = 0xffff_ffff;
+const SEAL_BYTES = 12;
 
 /** An image file whose old content is kept before it is overwritten. */
 export class JournaledFile implements ImageFile {
@@ -71,6 +79,21 @@ export class JournaledFile implements ImageFile {
     await this.#file.truncate(size);
   }
 
+  /** Keeps what the repair has left, so that undoing notices later writes. */
+  async seal(): Promise<void> {
+    const journal = this.#journal;
+    if (journal === undefined) return;
+    const { records } = await findRecords(journal);
+    const seal = Buffer.alloc(RECORD_HEAD_BYTES + SEAL_BYTES);
+    seal.fill(0xff, 0, 8);
+    seal.writeUInt32BE(SEAL_BYTES, 8);
+    writeU64(seal, this.size, RECORD_HEAD_BYTES);
+    seal.writeUInt32BE(await checksumOfKept(this.#file, journal, records), RECORD_HEAD_BYTES + 8);
+    seal.writeUInt32BE(checksum(seal), 12);
+    await journal.write(this.#end, seal.length, seal, 0);
+    await journal.flush();
+  }
+
   async #keep(offset: number, bytes: number): Promise<void> {
     const journal = this.#journal ?? (await this.#begin());
     const end = Math.min(offset + bytes, this.size);
@@ -106,15 +129,22 @@ function checksum(record: Buffer): number {
 
 /**
  * Puts back what a repair has overwritten. Settles to the number of bytes.
- * @throws BlockError IMAGE_FORMAT when `journal` is not such a file; what the host says
+ * @param force also where somebody wrote to the image since, which is lost then
+ * @throws BlockError IMAGE_FORMAT when `journal` is not such a file, EBUSY when somebody wrote; what the host
+ * says
  */
-export async function undoRepair(file: ImageFile, journal: ImageFile): Promise<number> {
+export async function undoRepair(file: ImageFile, journal: ImageFile, force = false): Promise<number> {
   const head = Buffer.alloc(HEAD_BYTES);
   await journal.read(0, HEAD_BYTES, head, 0);
   if (head.toString("latin1", 0, MAGIC.length) !== MAGIC) {
     throw new BlockError("IMAGE_FORMAT", "it does not hold what a repair has overwritten");
   }
-  const records = await findRecords(journal);
+  const { records, sealAt } = await findRecords(journal);
+  if (sealAt !== undefined) {
+    if (!force) await refuseChanged(file, journal, records, sealAt);
+    await journal.write(sealAt, RECORD_HEAD_BYTES, Buffer.alloc(RECORD_HEAD_BYTES), 0);
+    await journal.flush();
+  }
   let bytes = 0;
   for (const at of records.reverse()) {
     const record = await readRecord(journal, at);
@@ -128,8 +158,38 @@ export async function undoRepair(file: ImageFile, journal: ImageFile): Promise<n
   return bytes;
 }
 
-/** Where the records begin that are whole. */
-async function findRecords(journal: ImageFile): Promise<number[]> {
+async function refuseChanged(
+  file: ImageFile,
+  journal: ImageFile,
+  records: readonly number[],
+  sealAt: number,
+): Promise<void> {
+  const seal = await readRecord(journal, sealAt);
+  const isSame =
+    readU64(seal, RECORD_HEAD_BYTES) === file.size &&
+    seal.readUInt32BE(RECORD_HEAD_BYTES + 8) === (await checksumOfKept(file, journal, records));
+  if (isSame) return;
+  throw new BlockError("EBUSY", "the image was written to since the repair, so nothing was undone");
+}
+
+/** Of what stands now where the records are from. */
+async function checksumOfKept(
+  file: ImageFile,
+  journal: ImageFile,
+  records: readonly number[],
+): Promise<number> {
+  let sum = 0;
+  for (const at of records) {
+    const record = await readRecord(journal, at);
+    const content = Buffer.alloc(record.length - RECORD_HEAD_BYTES);
+    await file.read(readU64(record, 0), content.length, content, 0);
+    sum = crc32(content, sum);
+  }
+  return sum;
+}
+
+/** Where the records begin that are whole, and the seal behind them, if there is one. */
+async function findRecords(journal: ImageFile): Promise<{ records: number[]; sealAt?: number }> {
   const records: number[] = [];
   const head = Buffer.alloc(RECORD_HEAD_BYTES);
   for (let at = HEAD_BYTES; at + RECORD_HEAD_BYTES <= journal.size; ) {
@@ -138,10 +198,11 @@ async function findRecords(journal: ImageFile): Promise<number[]> {
     if (bytes === 0 || bytes > RECORD_BYTES_MAX || at + RECORD_HEAD_BYTES + bytes > journal.size) break;
     const record = await readRecord(journal, at);
     if (record.readUInt32BE(12) !== checksum(record)) break;
+    if (record.readUInt32BE(0) === SEAL_MARK) return { records, sealAt: at };
     records.push(at);
     at += record.length;
   }
-  return records;
+  return { records };
 }
 
 async function readRecord(journal: ImageFile, at: number): Promise<Buffer> {
