@@ -128,6 +128,27 @@ export class LostL1 {
     return found > 0 && faults === 0;
   }
 
+  /**
+   * Whether the table of an empty disk could be at `offset`: zeros, in use by their refcounts, nothing else.
+   */
+  async couldBeEmpty(offset: number): Promise<boolean> {
+    const { file, geometry, refcounts } = this.#image;
+    const bytes = this.#entries * L1_ENTRY_BYTES;
+    if (offset < geometry.clusterSize || offset >= file.size || this.#isOverTables(offset, bytes))
+      return false;
+    let isZeros = true;
+    await this.#eachEntry(offset, async () => {
+      isZeros = false;
+      return false;
+    });
+    if (!isZeros) return false;
+    const end = divideUp(offset + bytes, geometry.clusterSize);
+    for (let cluster = offset / geometry.clusterSize; cluster < end; cluster++) {
+      if (!((await refcounts.get(cluster)) ?? 0)) return false;
+    }
+    return true;
+  }
+
   /** Offsets of the tables that could be it. */
   async find(windowClusters: number): Promise<number[]> {
     if (!this.#areSnapshotsKnown()) return [];

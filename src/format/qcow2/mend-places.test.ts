@@ -254,6 +254,25 @@ describe("an L1 table that is lost", () => {
     });
   });
 
+  it("is not what an emptied disk has left behind: nobody asked for its old content", async () => {
+    const clusterSize = 4096;
+    const { bytes } = await make({ clusterSize });
+    const place = Math.ceil(bytes.length / clusterSize) * clusterSize;
+    const emptied = Buffer.concat([bytes, Buffer.alloc(place + clusterSize - bytes.length)]);
+    emptied.writeBigUInt64BE(BigInt(place), L1);
+    const block = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(REFTABLE))));
+    emptied.writeUInt16BE(1, block + 2 * (place / clusterSize));
+    const { result, lines, bytes: after } = await repaired(emptied);
+    expect(verdictOf(result)).toBe("incomplete");
+    expect(lines.join("\n")).toContain(
+      `the L1 table at offset ${place}, where the header says, is that of an empty`,
+    );
+    expect(after.equals(emptied)).toBe(true);
+    const image = MemoryImage.from(emptied);
+    expect(verdictOf(await repairImage(image, "leaks"))).toBe("clean");
+    expect((await contentOf(image.bytes())).every((byte) => byte === 0)).toBe(true);
+  });
+
   it("and could be one of two: both are named, nothing is changed", async () => {
     const { bytes } = await make({});
     const l1 = Number(bytes.readBigUInt64BE(L1));

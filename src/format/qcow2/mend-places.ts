@@ -115,6 +115,15 @@ async function searchedPlace(
 ): Promise<number> {
   if (await lost.believes(named)) return named;
   const found = windowClusters === undefined ? [] : await lost.find(windowClusters);
+  if (found.length > 0 && (await lost.couldBeEmpty(named))) {
+    throw new BlockError(
+      "IMAGE_CORRUPT",
+      `the L1 table at offset ${named}, where the header says, is that of an empty disk, and there is another one ` +
+        `in the file, at offset ${found.join(", ")}: the disk was emptied, or the place is wrong; nothing was ` +
+        `changed. Write one of them into the header (8 bytes at ${L1_OFFSET_AT}) of a copy and check what it shows; ` +
+        "a repair of leaks alone gives up the other one",
+    );
+  }
   if (found.length === 1) return found[0]!;
   if (found.length > 1) {
     throw new BlockError(
