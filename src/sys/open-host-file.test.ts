@@ -128,6 +128,10 @@ describe("whole files", () => {
     writeFileSync(inside("whole"), "12345");
     expect(readWholeFile(inside("whole"), 5).toString()).toBe("12345");
     expect(() => readWholeFile(inside("whole"), 4)).toThrow(expect.objectContaining({ code: "EOVERFLOW" }));
+    const long = Buffer.from(Array.from({ length: 150_000 }, (_, index) => index % 251));
+    writeFileSync(inside("long"), long);
+    expect(readWholeFile(inside("long"), long.length).equals(long)).toBe(true);
+    expect(() => readWholeFile(inside("long"), long.length - 1)).toThrow("more than 149999 bytes");
     expect(() => readWholeFile(inside("none"), 4)).toThrow(/Could not read '.*none': No such file/);
     expect(() => readWholeFile(directory.path, 4)).toThrow(/Is a directory/);
   });

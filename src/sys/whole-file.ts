@@ -12,7 +12,11 @@ import {
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { BlockError } from "../base/errors.ts";
+import { KiB } from "../base/units.ts";
 import { fsError } from "./host-error.ts";
+
+/** Most files are shorter; the length that a file tells may be wrong, or that of a pipe. */
+const PIECE_BYTES = 64 * KiB;
 
 /**
  * @param what begins the error: what was tried
@@ -23,15 +27,16 @@ export function readWholeFile(path: string, bytesMax: number, what = `Could not 
     const fd = openSync(path, "r");
     try {
       if (fstatSync(fd).isDirectory()) throw new BlockError("EINVAL", `${what}: Is a directory`);
-      const content = Buffer.alloc(bytesMax + 1);
+      const pieces: Buffer[] = [];
+      const piece = Buffer.alloc(PIECE_BYTES);
       let bytes = 0;
       for (;;) {
-        const count = readSync(fd, content, bytes, content.length - bytes, null);
+        const count = readSync(fd, piece, 0, Math.min(PIECE_BYTES, bytesMax + 1 - bytes), null);
+        if (count === 0) return Buffer.concat(pieces, bytes);
         bytes += count;
-        if (count === 0 || bytes > bytesMax) break;
+        if (bytes > bytesMax) throw new BlockError("EOVERFLOW", `${what}: more than ${bytesMax} bytes`);
+        pieces.push(Buffer.from(piece.subarray(0, count)));
       }
-      if (bytes > bytesMax) throw new BlockError("EOVERFLOW", `${what}: more than ${bytesMax} bytes`);
-      return content.subarray(0, bytes);
     } finally {
       closeSync(fd);
     }

@@ -52,7 +52,8 @@ interface L2Look {
   readonly wrong: number;
 }
 
-const NOTHING: L2Look = { right: 0, wrong: 0 };
+/** Of an L1 entry that names no table. */
+const IMPOSSIBLE: L2Look = { right: 0, wrong: 1 };
 
 interface Candidate {
   readonly offset: number;
@@ -84,11 +85,10 @@ export class LostL1 {
     let found = 0;
     let faults = 0;
     await this.#eachEntry(offset, async (high, low) => {
-      const isPossible = this.#isPossible(high, low);
-      const { right, wrong } = isPossible ? await this.#lookAtL2(entryOffset(high, low)) : NOTHING;
+      const { right, wrong } = await this.#lookAtEntry(high, low);
       looked++;
       if (right > 0 && right >= wrong) found++;
-      if (!isPossible || wrong > 0) faults++;
+      if (wrong > 0) faults++;
       return isOver ? faults === 0 && looked < LOOKED_AT_MAX : found === 0;
     });
     return found > 0 && !(isOver && faults > 0);
@@ -116,11 +116,10 @@ export class LostL1 {
     await this.#eachEntry(
       offset,
       async (high, low) => {
-        const isPossible = this.#isPossible(high, low);
-        const { right, wrong } = isPossible ? await this.#lookAtL2(entryOffset(high, low)) : NOTHING;
+        const { right, wrong } = await this.#lookAtEntry(high, low);
         looked++;
         if (right > 0) found++;
-        if (!isPossible || wrong > 0) faults++;
+        if (wrong > 0) faults++;
         return faults === 0 && looked < LOOKED_AT_MAX;
       },
       from,
@@ -264,6 +263,11 @@ export class LostL1 {
   #isPlace(offset: number): boolean {
     const { file, geometry } = this.#image;
     return offset % geometry.clusterSize === 0 && offset >= geometry.clusterSize && offset < file.size;
+  }
+
+  /** What an L1 entry names. */
+  async #lookAtEntry(high: number, low: number): Promise<L2Look> {
+    return this.#isPossible(high, low) ? this.#lookAtL2(entryOffset(high, low)) : IMPOSSIBLE;
   }
 
   async #lookAtL2(offset: number): Promise<L2Look> {

@@ -112,9 +112,8 @@ interface Places {
 const NO_PLACES: Places = { mended: 0 };
 
 async function mendPlacesOf(file: ImageFile, options: RepairOptions): Promise<Places> {
-  const tally = new CheckTally(options.tell);
+  const tell = (line: string) => options.tell?.(line);
   try {
-    const tell = (line: string) => tally.tell(line);
     return { mended: await mendPlaces(file, options.windowClusters ?? WINDOW_CLUSTERS, tell) };
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
