@@ -7,6 +7,21 @@ export const StatusFlags = { HOLE: 1, ZERO: 2 } as const;
 export type StatusSink = (bytes: number, flags: number) => boolean;
 
 /**
+ * The data of a read that nobody copies: it stands in the kernel until the client has read it, and what is
+ * written to its place meanwhile may show through.
+ */
+export interface LentData {
+  /** Bytes that no socket has taken yet. */
+  readonly bytes: number;
+  /** Moves on what the unix socket takes now: bytes, 0 or less when that is nothing. */
+  moveTo(socket: number): number;
+  /** Copies the next `buffer.length` bytes out; there are as many. */
+  take(buffer: Buffer): void;
+  /** The client has all of it, or never will. Once. */
+  release(): void;
+}
+
+/**
  * What a server needs of a disk. All offsets and lengths are in bytes and checked by the session before:
  * inside `size`, no write to a read-only backend. An operation is done when it returns undefined, otherwise
  * when its promise settles. Buffers are borrowed until then. Errors are mapped by `errno`.
@@ -23,6 +38,11 @@ export interface NbdBackend {
   readonly contexts: readonly string[];
 
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion;
+  /**
+   * The range as data that is lent: asked of large reads where the connection can take it. Undefined: it has
+   * to be read. Never fails.
+   */
+  lend?(offset: number, bytes: number): LentData | undefined | Promise<LentData | undefined>;
   write(offset: number, bytes: number, buffer: Buffer, at: number, fua: boolean): Completion;
   writeZeroes(
     offset: number,

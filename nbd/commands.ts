@@ -8,7 +8,7 @@ import type { Completion } from "../src/base/completion.ts";
 import { settleAll } from "../src/base/completion.ts";
 import { errorMessage, NbdErrno } from "../src/base/errors.ts";
 import { KiB } from "../src/base/units.ts";
-import type { NbdBackend } from "./backend.ts";
+import type { LentData, NbdBackend } from "./backend.ts";
 import {
   type ExtentList,
   giveExtentList,
@@ -34,6 +34,8 @@ const DETACHED_READS_MAX = 16;
 const IN_PLACE_WRITES_MAX = 16;
 /** Structured reads from this size on are looked at for holes. */
 const HOLE_READ_BYTES_MIN = 64 * KiB;
+/** Reads from this size on may be answered with lent data. */
+const LENT_READ_BYTES_MIN = 64 * KiB;
 /** Pieces of one read; beyond them the rest is sent as data. */
 const READ_EXTENTS_MAX = 16;
 /** A backend whose status needed a promise is not asked again for this many large reads. */
@@ -62,19 +64,26 @@ export class Commands implements RequestOwner {
   readonly #findHoles: boolean;
   readonly #ended: () => void;
   readonly #failed: FailureListener;
+  readonly #mayLend: () => boolean;
   #detachedReads = 0;
   #inPlaceWrites = 0;
   #statusPause = 0;
 
   /**
    * `contexts` are the selected ones; a context's id is its index. `ended` is called when a pending request
-   * ended, `failed` when the backend failed one.
+   * ended, `failed` when the backend failed one; `mayLend` is asked whether a reply may be lent data.
    */
   constructor(
     backend: NbdBackend,
     contexts: readonly string[],
     style: Style,
-    io: { out: Outgoing; replies: Replies; ended: () => void; failed: FailureListener },
+    io: {
+      out: Outgoing;
+      replies: Replies;
+      ended: () => void;
+      failed: FailureListener;
+      mayLend: () => boolean;
+    },
   ) {
     this.#backend = backend;
     this.#contexts = contexts;
@@ -83,6 +92,7 @@ export class Commands implements RequestOwner {
     this.#replies = io.replies;
     this.#ended = io.ended;
     this.#failed = io.failed;
+    this.#mayLend = io.mayLend;
     this.#findHoles = style !== Style.SIMPLE;
   }
 
@@ -118,8 +128,10 @@ export class Commands implements RequestOwner {
 
   completed(request: PendingRequest): void {
     this.#settle(request);
-    if (this.gone) request.block?.release();
-    else this.#replyLate(request);
+    if (this.gone) {
+      request.block?.release();
+      request.lent?.release();
+    } else this.#replyLate(request);
     this.#end(request);
   }
 
@@ -219,6 +231,15 @@ export class Commands implements RequestOwner {
       this.#readPieces(request, pieces);
       return;
     }
+    const lent = this.#lend(request);
+    if (lent instanceof Promise) {
+      this.#readLent(request, lent);
+      return;
+    }
+    if (lent !== undefined) {
+      this.#replies.readLent(request, lent);
+      return;
+    }
     const block = HeldBuffer.take(request.bytes);
     const completion = this.#readInto(request, block, 0);
     if (completion === undefined) {
@@ -226,6 +247,26 @@ export class Commands implements RequestOwner {
       return;
     }
     this.#later(request, completion, request.bytes).block = block;
+  }
+
+  #lend(request: RequestHeader): LentData | undefined | Promise<LentData | undefined> {
+    const { offset, bytes } = request;
+    if (bytes < LENT_READ_BYTES_MIN || this.#backend.lend === undefined || !this.#mayLend()) return undefined;
+    return this.#backend.lend(offset, bytes);
+  }
+
+  /** Data that is being taken up; it is read if that fails. */
+  #readLent(request: RequestHeader, lending: Promise<LentData | undefined>): void {
+    const read = async () => {
+      const lent = await lending;
+      if (lent !== undefined) {
+        pending.lent = lent;
+        return;
+      }
+      pending.block = HeldBuffer.take(pending.bytes);
+      await this.#backend.read(pending.offset, pending.bytes, pending.block.buffer, 0);
+    };
+    const pending = this.#later(request, read(), request.bytes);
   }
 
   #readInto(request: RequestHeader, block: HeldBuffer, at: number): Completion {
@@ -351,8 +392,10 @@ export class Commands implements RequestOwner {
   }
 
   #replyLate(request: PendingRequest): void {
-    const { block } = request;
-    if (request.extents !== undefined) {
+    const { block, lent } = request;
+    if (lent !== undefined) {
+      this.#replies.readLent(request, lent);
+    } else if (request.extents !== undefined) {
       this.#replyStatus(request, request.contextIds!, request.extents);
     } else if (request.pieces !== undefined) {
       this.#replies.readPieces(request, block, request.pieces);

@@ -17,6 +17,7 @@
 
 import type net from "node:net";
 import type { Clock } from "../src/base/clock.ts";
+import type { LentData } from "./backend.ts";
 import type { BusyPoll } from "./busy-poll.ts";
 import type { ExportDirectory, NbdExport } from "./export.ts";
 import type { FailureLog } from "./failure-log.ts";
@@ -27,9 +28,11 @@ import { Outgoing } from "./outgoing.ts";
 import type { RequestHeader } from "./protocol.ts";
 import { type ReceiveSink, receiveAccepted, receiveByEvents } from "./receive.ts";
 import { nameOf } from "./request-check.ts";
-import { sendNow } from "./send.ts";
+import { localDescriptorOf, sendNow } from "./send.ts";
+import { sendLent } from "./send-lent.ts";
 import { Session, type SessionHost, UNSENT_BYTES_MAX } from "./session.ts";
 import type { TlsAcceptor } from "./tls.ts";
+import { Unread, type UnreadWatch } from "./unread.ts";
 
 /** How long an ended connection may take to accept its last replies and to close its side. */
 const LINGER_MS = 5_000;
@@ -52,6 +55,8 @@ export interface ConnectionHost extends ExportDirectory {
   /** Closed, and nothing under way at a backend. */
   gone(connection: Connection): void;
   note(message: string): void;
+  /** Watches what the client of a unix socket reads; undefined: nobody can, and nothing is lent. */
+  watchLocalClient(descriptor: number): UnreadWatch | undefined;
 }
 
 export class Connection implements ReceiveSink, SessionHost, Flushable {
@@ -73,13 +78,16 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   #securing: "answering" | "handshake" | undefined;
   #ending = false;
   #closed = false;
+  /** Where data may be lent; undefined: not asked yet. */
+  #unread: Unread | false | undefined;
 
   constructor(accepted: net.Socket, host: ConnectionHost) {
     this.#host = host;
     this.#handshake = new Handshake(host, host.tls !== undefined);
     this.#out = new Outgoing(
-      (pieces, bytes, written) => this.#write(pieces, bytes, written),
+      (pieces, bytes, written, lent) => this.#write(pieces, bytes, written, lent),
       () => this.#written(),
+      (bytes, lent) => this.#sent(bytes, lent),
     );
     this.#socket = host.tls === undefined ? receiveAccepted(accepted, this) : accepted;
     this.#socket.setNoDelay(true);
@@ -117,6 +125,7 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   }
 
   filled(bytes: number): void {
+    this.#look();
     this.#session!.filled(bytes);
     this.#out.flush();
     this.#host.busyPoll.served();
@@ -124,6 +133,7 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
 
   received(block: HeldBuffer, bytes: number): void {
     const before = this.#session?.requestCount ?? 0;
+    this.#look();
     this.#feed(block, 0, bytes);
     this.#out.flush();
     this.#host.busyPoll.served();
@@ -141,6 +151,14 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
   requestEnded(): void {
     flushAtEndOfTurn(this);
     this.#resumeInput();
+  }
+
+  mayLend(): boolean {
+    if (this.#unread !== undefined) return this.#unread !== false;
+    const descriptor = localDescriptorOf(this.#socket);
+    const watch = descriptor < 0 ? undefined : this.#host.watchLocalClient(descriptor);
+    this.#unread = watch === undefined ? false : new Unread(watch, this.#host.clock);
+    return watch !== undefined;
   }
 
   flushNow(): void {
@@ -257,7 +275,25 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     });
   }
 
-  #write(pieces: readonly Buffer[], bytes: number, written: () => void): boolean {
+  /** The client sent something: it may have read something. */
+  #look(): void {
+    if (this.#unread) this.#unread.look();
+  }
+
+  #sent(bytes: number, lent: LentData | undefined): void {
+    if (this.#unread) this.#unread.sent(bytes, lent);
+  }
+
+  #write(pieces: readonly Buffer[], bytes: number, written: () => void, lent: LentData | undefined): boolean {
+    if (lent === undefined) return this.#writePieces(pieces, bytes, written);
+    const socket = this.#socket;
+    const behind = () => {
+      if (!socket.destroyed && sendLent(socket, lent, written)) written();
+    };
+    return this.#writePieces(pieces, bytes, behind) && sendLent(socket, lent, written);
+  }
+
+  #writePieces(pieces: readonly Buffer[], bytes: number, written: () => void): boolean {
     const socket = this.#socket;
     let skip = sendNow(socket, pieces);
     if (skip === bytes) return true;
@@ -314,6 +350,7 @@ export class Connection implements ReceiveSink, SessionHost, Flushable {
     this.#closed = true;
     this.#cancelTimer();
     this.#out.dispose();
+    if (this.#unread) this.#unread.socketClosed();
     this.#stalled?.block.release();
     this.#stalled = undefined;
     if (this.#session === undefined) {

@@ -27,6 +27,7 @@ function hostOf(backend: MemoryBackend, gone: () => void): ConnectionHost {
     left: () => {},
     gone,
     note: () => {},
+    watchLocalClient: () => undefined,
   };
 }
 

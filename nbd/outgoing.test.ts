@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import type { LentData } from "./backend.ts";
 import { HeldBuffer, heldBufferCount } from "./held-buffer.ts";
 import { Outgoing } from "./outgoing.ts";
 
@@ -117,4 +118,87 @@ describe("outgoing replies", () => {
     out.flush();
     expect([heldBufferCount(), batches.length]).toEqual([before, 1]);
   });
+
+  it("keep lent data in its place, one loan for each batch, and say what was sent in order", () => {
+    const before = heldBufferCount();
+    for (const atOnce of [true, false]) {
+      const sent: [number, string | undefined][] = [];
+      const log: string[] = [];
+      const later: (() => void)[] = [];
+      const out = new Outgoing(
+        (pieces, bytes, written, lent) => {
+          expect(Buffer.concat(pieces).length).toBe(bytes);
+          log.push(`${Buffer.concat(pieces).toString()}${lent === undefined ? "" : nameOf(lent)}`);
+          if (!atOnce) later.push(written);
+          return atOnce;
+        },
+        () => {},
+        (bytes, lent) => sent.push([bytes, lent === undefined ? undefined : nameOf(lent)]),
+      );
+      out.copy(Buffer.from("a"));
+      out.appendLent(loan("LENT1"));
+      out.copy(Buffer.from("bc"));
+      out.append(HeldBuffer.take(512), 0, 0);
+      out.appendLent(loan("LENT22"));
+      out.appendLent(loan("LENT333"));
+      out.copy(Buffer.from("d"));
+      expect(out.unsentBytes).toBe(22);
+      out.flush();
+      while (later.length > 0) later.shift()!();
+      expect(log).toEqual(["aLENT1", "bcLENT22", "LENT333", "d"]);
+      expect(sent).toEqual([
+        [6, "LENT1"],
+        [8, "LENT22"],
+        [7, "LENT333"],
+        [1, undefined],
+      ]);
+      expect([out.idle, out.unsentBytes, heldBufferCount()]).toEqual([true, 0, before]);
+    }
+  });
+
+  it("let go of lent data that was not sent when the connection is gone", () => {
+    const loans = [loan("first"), loan("second"), loan("third")];
+    const out = new Outgoing(
+      () => false,
+      () => {},
+    );
+    out.appendLent(loans[0]!);
+    out.appendLent(loans[1]!);
+    out.flush();
+    out.dispose();
+    out.dispose();
+    out.appendLent(loans[2]!);
+    expect(loans.map(({ released }) => released)).toEqual([1, 1, 1]);
+  });
 });
+
+class TextLoan implements LentData {
+  readonly text: string;
+  released = 0;
+
+  constructor(text: string) {
+    this.text = text;
+  }
+
+  get bytes(): number {
+    return this.text.length;
+  }
+
+  moveTo(): number {
+    return 0;
+  }
+
+  take(): void {}
+
+  release(): void {
+    this.released++;
+  }
+}
+
+function loan(text: string): TextLoan {
+  return new TextLoan(text);
+}
+
+function nameOf(lent: LentData): string {
+  return (lent as TextLoan).text;
+}

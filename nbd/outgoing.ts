@@ -6,7 +6,7 @@
 // Small replies are built side by side in an arena block, so a batch of them is one piece of memory and one
 // write; a backend fills the place behind a reply's header itself. A read that is still pending keeps its
 // place as a gap (`detach`) and joins the queue when it ends. Large data is queued as a buffer of its own
-// (`append`).
+// (`append`). Data that a backend lends stands in the kernel; it ends the batch that it is in (`appendLent`).
 //   1. At most one batch is with the socket; what becomes ready meanwhile leaves together as the next batch.
 //   2. Each queued segment holds its block once, and so does each detached place; the arena holds its block
 //      once.
@@ -14,20 +14,39 @@
 //   4. After `dispose` nothing is written and every hold of rule 2 but the detached ones is gone.
 
 import { KiB } from "../src/base/units.ts";
+import type { LentData } from "./backend.ts";
 import { HeldBuffer } from "./held-buffer.ts";
 
 /** Holds 32 replies of 4 KiB with room to spare; a unix socket takes about 200 KiB at once. */
 const ARENA_BYTES = 256 * KiB;
 
 /**
- * Writes the pieces, `bytes` in all, with one system call if it can. True: the system has them. False: it
- * calls back once, later, when the socket has taken or dropped them.
+ * Writes the pieces, `bytes` in all, with one system call if it can, and the lent data behind them. True: the
+ * system has them. False: it calls back once, later, when the socket has taken or dropped them.
  */
-export type BatchWriter = (pieces: readonly Buffer[], bytes: number, written: () => void) => boolean;
+export type BatchWriter = (
+  pieces: readonly Buffer[],
+  bytes: number,
+  written: () => void,
+  lent: LentData | undefined,
+) => boolean;
+
+/**
+ * Told of each batch that is with the system, in order: its bytes, and lent data in it, now the listener's.
+ */
+export type SentListener = (bytes: number, lent: LentData | undefined) => void;
+
+/** Lent data, behind so many pieces of the queue. */
+interface QueuedLoan {
+  behind: number;
+  readonly lent: LentData;
+  readonly bytes: number;
+}
 
 export class Outgoing {
   readonly #write: BatchWriter;
   readonly #onWritten: () => void;
+  readonly #onSent: SentListener;
   readonly #written = () => this.#batchWritten();
   #arena: HeldBuffer | undefined;
   #start = 0;
@@ -37,12 +56,15 @@ export class Outgoing {
   #sending: HeldBuffer[] = [];
   #sendingBytes = 0;
   #queuedBytes = 0;
+  readonly #loans: QueuedLoan[] = [];
+  #sendingLent: LentData | undefined;
   #busy = false;
   #disposed = false;
 
   /** `onWritten` is called after each batch: room for more. */
-  constructor(write: BatchWriter, onWritten: () => void) {
+  constructor(write: BatchWriter, onWritten: () => void, onSent: SentListener = () => {}) {
     this.#write = write;
+    this.#onSent = onSent;
     this.#onWritten = onWritten;
   }
 
@@ -97,6 +119,18 @@ export class Outgoing {
     this.#push(block, at, at + bytes);
   }
 
+  /** Queues lent data behind everything committed so far. */
+  appendLent(lent: LentData): void {
+    if (this.#disposed) {
+      lent.release();
+      return;
+    }
+    this.#closeSegment();
+    const { bytes } = lent;
+    this.#loans.push({ behind: this.#queue.length, lent, bytes });
+    this.#queuedBytes += bytes;
+  }
+
   /** Copies a message that was built elsewhere. */
   copy(bytes: Buffer): void {
     const block = this.reserve(bytes.length);
@@ -108,6 +142,10 @@ export class Outgoing {
   flush(): void {
     if (this.#busy || this.#disposed) return;
     this.#closeSegment();
+    if (this.#loans.length > 0) {
+      this.#flushLoan(this.#loans.shift()!);
+      return;
+    }
     if (this.#queue.length === 0) return;
     const pieces = this.#views;
     const free = this.#sending;
@@ -116,8 +154,25 @@ export class Outgoing {
     this.#views = [];
     this.#sendingBytes = this.#queuedBytes;
     this.#queuedBytes = 0;
+    this.#send(pieces, this.#sendingBytes);
+  }
+
+  /** The batch up to the first lent data. */
+  #flushLoan({ behind, lent, bytes }: QueuedLoan): void {
+    const pieces = this.#views.splice(0, behind);
+    this.#sending.push(...this.#queue.splice(0, behind));
+    for (const later of this.#loans) later.behind -= behind;
+    let pieceBytes = 0;
+    for (const piece of pieces) pieceBytes += piece.length;
+    this.#sendingBytes = pieceBytes + bytes;
+    this.#queuedBytes -= this.#sendingBytes;
+    this.#sendingLent = lent;
+    this.#send(pieces, pieceBytes);
+  }
+
+  #send(pieces: readonly Buffer[], bytes: number): void {
     this.#busy = true;
-    if (this.#write(pieces, this.#sendingBytes, this.#written)) this.#batchWritten();
+    if (this.#write(pieces, bytes, this.#written, this.#sendingLent)) this.#batchWritten();
   }
 
   /** The socket is closed: whatever is not sent never will be. */
@@ -128,6 +183,10 @@ export class Outgoing {
     this.#dropArena();
     releaseAll(this.#queue);
     releaseAll(this.#sending);
+    for (const { lent } of this.#loans) lent.release();
+    this.#loans.length = 0;
+    this.#sendingLent?.release();
+    this.#sendingLent = undefined;
     this.#views = [];
     this.#queuedBytes = this.#sendingBytes = 0;
     this.#busy = false;
@@ -136,9 +195,13 @@ export class Outgoing {
   #batchWritten(): void {
     if (this.#disposed) return;
     releaseAll(this.#sending);
+    const bytes = this.#sendingBytes;
+    const lent = this.#sendingLent;
     this.#sendingBytes = 0;
+    this.#sendingLent = undefined;
     this.#busy = false;
     if (this.#start === this.#end && this.#arena !== undefined && !this.#arena.shared) this.#dropArena();
+    this.#onSent(bytes, lent);
     this.flush();
     this.#onWritten();
   }

@@ -2,6 +2,7 @@
 
 import { writeU64 } from "../src/base/bytes.ts";
 import { NbdErrno } from "../src/base/errors.ts";
+import type { LentData } from "./backend.ts";
 import type { ExtentList, ReadPiece } from "./extent-list.ts";
 import type { HeldBuffer } from "./held-buffer.ts";
 import type { Outgoing } from "./outgoing.ts";
@@ -81,6 +82,14 @@ export class Replies {
     this.encodeReadHead(head.buffer, this.#out.at, request);
     this.#out.commit(this.readHeadBytes);
     this.#out.append(block, at, request.bytes);
+  }
+
+  /** Queues a READ reply whose data is lent. */
+  readLent(request: RequestHeader, lent: LentData): void {
+    const head = this.#out.reserve(this.readHeadBytes);
+    this.encodeReadHead(head.buffer, this.#out.at, request);
+    this.#out.commit(this.readHeadBytes);
+    this.#out.appendLent(lent);
   }
 
   /** Queues a READ reply in pieces; `block` holds the data at its place and the caller's hold passes on. */

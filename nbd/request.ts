@@ -1,3 +1,4 @@
+import type { LentData } from "./backend.ts";
 import type { ExtentList, ReadPiece } from "./extent-list.ts";
 import type { HeldBuffer } from "./held-buffer.ts";
 import { RequestHeader } from "./protocol.ts";
@@ -28,6 +29,8 @@ export class PendingRequest extends RequestHeader {
   inPlace = false;
   /** READ with holes. */
   pieces: ReadPiece[] | undefined;
+  /** READ: the data, where it is lent. */
+  lent: LentData | undefined;
   /** BLOCK_STATUS: one list per context asked for, and the contexts' ids. */
   extents: ExtentList[] | undefined;
   contextIds: readonly number[] | undefined;
@@ -52,6 +55,7 @@ export function giveRequest(request: PendingRequest): void {
   request.headAt = -1;
   request.detached = request.inPlace = false;
   request.pieces = undefined;
+  request.lent = undefined;
   request.extents = undefined;
   request.contextIds = undefined;
   if (free.length < FREE_MAX) free.push(request);

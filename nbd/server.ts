@@ -9,6 +9,7 @@ import { FailureLog } from "./failure-log.ts";
 import { type ListenAddress, type Listener, listen } from "./listen.ts";
 import { localDescriptorOf } from "./send.ts";
 import { TlsAcceptor, type TlsPolicy } from "./tls.ts";
+import type { UnreadWatch } from "./unread.ts";
 
 export const MAX_CONNECTIONS_DEFAULT = 100;
 export const HANDSHAKE_MS_DEFAULT = 10_000;
@@ -36,6 +37,10 @@ export interface NbdServerOptions {
   readonly bindSocket?: (bind: () => void) => void;
   /** Told the descriptor of each client of a unix socket, to set what the system offers there. */
   readonly onLocalClient?: (descriptor: number) => void;
+  /**
+   * Watches what the client of a unix socket reads. Without it no backend is asked to lend data.
+   */
+  readonly watchLocalClient?: (descriptor: number) => UnreadWatch | undefined;
   /** Lets clients in over TLS only. Without it there is no TLS. */
   readonly tls?: TlsPolicy;
   readonly clock?: Clock;
@@ -69,6 +74,7 @@ export class NbdServer {
   readonly #clearStaleSocket: (path: string) => Promise<void>;
   readonly #bindSocket: (bind: () => void) => void;
   readonly #onLocalClient: ((descriptor: number) => void) | undefined;
+  readonly #watchLocalClient: (descriptor: number) => UnreadWatch | undefined;
   #maxConnections: number;
   #closing = false;
   /** Clients that wait until they are admitted; undefined: they come in at once. */
@@ -82,6 +88,7 @@ export class NbdServer {
     this.#clearStaleSocket = options.clearStaleSocket ?? (async () => {});
     this.#defaultExport = options.defaultExport ?? "";
     this.#onLocalClient = options.onLocalClient;
+    this.#watchLocalClient = options.watchLocalClient ?? (() => undefined);
     this.#bindSocket = options.bindSocket ?? ((bind) => bind());
     const tls = options.tls === undefined ? undefined : new TlsAcceptor(options.tls);
     this.#host = this.#connectionHost(options.handshakeMs ?? HANDSHAKE_MS_DEFAULT, tls);
@@ -249,6 +256,7 @@ export class NbdServer {
         this.#connections.delete(connection);
         if (this.#connections.size === 0) this.#onNoConnections?.();
       },
+      watchLocalClient: this.#watchLocalClient,
       note: (message) => this.#logger.debug(`NBD server: ${message}`),
     };
   }

@@ -29,7 +29,7 @@ function sentDuring(requestMs: number): number[] {
     },
     () => {},
   );
-  const host = { clock, requestFailed() {}, requestEnded() {}, drained() {} };
+  const host = { clock, mayLend: () => false, requestFailed() {}, requestEnded() {}, drained() {} };
   const session = new Session(backend, { style: Style.SIMPLE, contexts: [] }, out, host);
   const requests = Array.from({ length: REQUESTS }, (_, index) =>
     compact({ type: 0, cookie: index, offset: index * READ_BYTES, length: READ_BYTES }),

@@ -62,6 +62,8 @@ export interface SessionHost {
   readonly clock: Clock;
   /** The backend failed a request. */
   requestFailed(request: RequestHeader, error: unknown): void;
+  /** Whether a reply may be lent data. */
+  mayLend(): boolean;
   /** A pending request ended: there may be replies to send and room for more requests. */
   requestEnded(): void;
   /** No request will be started any more and all have ended. */
@@ -118,6 +120,7 @@ export class Session implements Terms {
       replies: this.#replies,
       ended,
       failed: (request, error) => host.requestFailed(request, error),
+      mayLend: () => host.mayLend(),
     });
   }
 

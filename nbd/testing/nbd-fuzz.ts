@@ -192,6 +192,7 @@ export class NbdFuzz {
         this.#gone = true;
       },
       note: () => {},
+      watchLocalClient: () => undefined,
     };
   }
 }

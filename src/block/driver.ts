@@ -15,6 +15,7 @@
 import type { Completion } from "../base/completion.ts";
 import type { DebugEvent } from "./debug-event.ts";
 import type { ExtentSink } from "./extent.ts";
+import type { Loan } from "./loan.ts";
 import type { BlockNode } from "./node.ts";
 
 /** Flags of a write or a write of zeros. */
@@ -126,6 +127,11 @@ export interface Driver {
    * write to this layer.
    */
   placeOf?(offset: number, bytes: number): number;
+  /**
+   * Tells `loan` where all of the range stands, at once; false: it has to be read. A driver that looks at
+   * data, holds requests back or counts them has no such thing. See loan.ts.
+   */
+  lend?(offset: number, bytes: number, loan: Loan): boolean;
   /**
    * Copies into this layer what it lacks of [offset, offset+bytes) and what the images from its backing down
    * to, but without, `base` hold (all of them where `base` is undefined). What the guest wrote in the

@@ -16,6 +16,7 @@ import { beginChainAge } from "./chain-age.ts";
 import type { Counters, Driver, DriverHost, ImageDetails } from "./driver.ts";
 import { WriteFlags } from "./driver.ts";
 import type { ExtentSink } from "./extent.ts";
+import type { Loan } from "./loan.ts";
 import type { Claim } from "./permissions.ts";
 
 /** How a node came to be and how it is told to people. */
@@ -154,6 +155,28 @@ export class BlockNode implements DriverHost {
     if (done === undefined) return;
     this.#inFlight++;
     return this.#tracked(done);
+  }
+
+  /** Plans to lend the range instead of reading it; false: it has to be read. See loan.ts. */
+  lend(offset: number, bytes: number, loan: Loan): boolean {
+    const driver = this.#driver!;
+    if (this.#quiesced > 0 || driver.lend === undefined || offset + bytes > driver.size) return false;
+    if (!driver.lend(offset, bytes, loan)) return false;
+    loan.pass(this, bytes);
+    return true;
+  }
+
+  /** For loan.ts alone: the range of a loan is taken up; then it was, or 0 bytes of it were. */
+  loanBegan(): void {
+    this.#inFlight++;
+  }
+
+  loanCollected(bytes: number): void {
+    if (bytes > 0) {
+      this.counters.reads++;
+      this.counters.readBytes += bytes;
+    }
+    this.#left();
   }
 
   /** Writes `buffer[at .. at+bytes)`; with FUA it is durable when it is done. */

@@ -14,6 +14,7 @@ import type { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { NbdExport } from "../export/nbd-export.ts";
 import { growSendBuffer } from "../sys/send-buffer.ts";
+import { watchSocket } from "../sys/socket-watch.ts";
 import { bindError, onFreePort, removeStale, type SocketAddress } from "./chardev/socket-address.ts";
 import { exposure, type ListeningRules } from "./exposure.ts";
 import { isIdentifier } from "./identifiers.ts";
@@ -101,6 +102,7 @@ export class ExportTable {
       logger: this.#logger,
       bindSocket: bindPrivately,
       onLocalClient: growSendBuffer,
+      watchLocalClient: watchSocket,
       ...(tls === undefined ? {} : { tls }),
       ...(maxConnections === undefined ? {} : { maxConnections }),
       ...(handshakeMs === undefined ? {} : { handshakeMs }),

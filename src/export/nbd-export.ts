@@ -3,7 +3,7 @@
 //   1. The use is asked for its node at every request: a live snapshot moves it to another one.
 //   2. A status is composed over the whole chain; zeros that still have their space are no hole.
 
-import type { NbdBackend, StatusSink } from "../../nbd/backend.ts";
+import type { LentData, NbdBackend, StatusSink } from "../../nbd/backend.ts";
 import { StatusFlags } from "../../nbd/backend.ts";
 import type { Completion } from "../base/completion.ts";
 import { nbdErrno } from "../base/errors.ts";
@@ -12,6 +12,7 @@ import { composedExtents } from "../block/chain.ts";
 import { WriteFlags } from "../block/driver.ts";
 import { ExtentKind, NO_HOST_OFFSET } from "../block/extent.ts";
 import type { Graph, NodeUse } from "../block/graph.ts";
+import { Loan } from "../block/loan.ts";
 import type { BlockNode } from "../block/node.ts";
 import { ALL_PERMISSIONS, Permission } from "../block/permissions.ts";
 
@@ -72,6 +73,13 @@ export class NbdExport implements NbdBackend {
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
     this.#graph.guestRequests++;
     return this.#use.node.read(offset, bytes, buffer, at);
+  }
+
+  lend(offset: number, bytes: number): LentData | undefined | Promise<LentData | undefined> {
+    const loan = new Loan();
+    if (!this.#use.node.lend(offset, bytes, loan)) return undefined;
+    this.#graph.guestRequests++;
+    return loan.collect();
   }
 
   write(offset: number, bytes: number, buffer: Buffer, at: number, fua: boolean): Completion {

@@ -27,6 +27,7 @@ import { Errno, fsError, hostError, isUnsupported } from "./host-error.ts";
 import type { HostExtent, HostFile, LockRequest } from "./host-file.ts";
 import { ImageLock } from "./image-lock.ts";
 import { InlineWrites } from "./inline-writes.ts";
+import type { PipedData } from "./piped-data.ts";
 import { remainingParts } from "./portable-calls.ts";
 import { reopen } from "./reopen.ts";
 import { SeekFrom, type SystemCalls } from "./system-calls.ts";
@@ -40,6 +41,12 @@ import { Zeroing, zeroData } from "./zeroing.ts";
 const INLINE_READ_MAX = 256 * KiB;
 const INLINE_WRITE_MAX = 256 * KiB;
 const PARTS_MAX = 1024;
+
+// What is lent instead of read: below, a copy costs less than the calls, in the pool less than the way there.
+const PIPE_BYTES_MIN = 64 * KiB;
+const PIPE_POOLED_BYTES_MIN = 256 * KiB;
+/** After data could not be lent it is read so many times. */
+const PIPE_PAUSE = 64;
 
 export interface DiskFileParts {
   readonly path: string;
@@ -68,12 +75,20 @@ export interface HostFileCounters {
   pooledReads: number;
   inlineWrites: number;
   pooledWrites: number;
+  /** Reads whose data went to the client without a copy. */
+  pipedReads: number;
 }
 
 export class DiskFile implements HostFile {
   readonly path: string;
   readonly blockDevice: boolean;
-  readonly counters: HostFileCounters = { inlineReads: 0, pooledReads: 0, inlineWrites: 0, pooledWrites: 0 };
+  readonly counters: HostFileCounters = {
+    inlineReads: 0,
+    pooledReads: 0,
+    inlineWrites: 0,
+    pooledWrites: 0,
+    pipedReads: 0,
+  };
 
   readonly #calls: SystemCalls;
   readonly #lock: ImageLock;
@@ -89,6 +104,7 @@ export class DiskFile implements HostFile {
   #inlineReads: InlineReads;
   #writable: boolean;
   #size: number;
+  #pipePause = 0;
   /** The stretch of data that `extentAt` found last. */
   #dataFrom = 0;
   #dataTo = 0;
@@ -185,6 +201,40 @@ export class DiskFile implements HostFile {
     } finally {
       descriptor.leave();
     }
+  }
+
+  // --- lending ---------------------------------------------------------------------------------------------
+
+  get pipeBytesMin(): number {
+    return this.#inMemory ? PIPE_BYTES_MIN : PIPE_POOLED_BYTES_MIN;
+  }
+
+  pipe(data: PipedData, offset: number, bytes: number): boolean | Promise<boolean> {
+    if (this.#pipePause > 0) {
+      this.#pipePause--;
+      return false;
+    }
+    if (!this.#inMemory) return this.#pipePooled(data, offset, bytes);
+    const taken = data.add(this.#descriptor.fd, offset, bytes);
+    this.#piped(taken);
+    return taken;
+  }
+
+  async #pipePooled(data: PipedData, offset: number, bytes: number): Promise<boolean> {
+    const descriptor = this.#descriptor;
+    descriptor.enter();
+    try {
+      const taken = await data.addInPool(descriptor.fd, offset, bytes);
+      this.#piped(taken);
+      return taken;
+    } finally {
+      descriptor.leave();
+    }
+  }
+
+  #piped(taken: boolean): void {
+    if (taken) this.counters.pipedReads++;
+    else this.#pipePause = PIPE_PAUSE;
   }
 
   // --- writing ---------------------------------------------------------------------------------------------

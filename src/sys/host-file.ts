@@ -1,4 +1,5 @@
 import type { Completion } from "../base/completion.ts";
+import type { PipedData } from "./piped-data.ts";
 
 /** A stretch of a host file that is data, or a hole that reads as zeros. */
 export interface HostExtent {
@@ -50,6 +51,13 @@ export interface HostFile {
   copyFrom?(source: HostFile, sourceOffset: number, offset: number, bytes: number): Promise<boolean>;
   /** Whether a copy from `source` shares its space. */
   sharesSpaceWith?(source: HostFile): boolean;
+  /** The smallest range that is worth `pipe`, in bytes. */
+  readonly pipeBytesMin?: number;
+  /**
+   * Takes the range up into pipes, without a copy: what is written there later may show through. False: not
+   * all of it; it has to be read.
+   */
+  pipe?(data: PipedData, offset: number, bytes: number): boolean | Promise<boolean>;
   /** Everything that was written before this call is on stable storage when it is done (fdatasync). */
   sync(): Completion;
   /** Sets the length. Growth reads as zeros. */

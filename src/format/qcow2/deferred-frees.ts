@@ -10,6 +10,7 @@
 // A crash in between leaves a leaked cluster. The lowered refcounts reach the file with the next flush or at
 // close.
 
+import type { Clock } from "../../base/clock.ts";
 import { errorMessage } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
 import { type DebugHook, debugHookOf } from "../../block/debug-event.ts";
@@ -32,10 +33,14 @@ export interface FreedRun {
 const DEFERRED_BYTES_MAX = 64 * 1024 * 1024;
 const DEFERRED_RUNS_MAX = 16384;
 
+/** How long an image that is to be settled waits for a client to read what it was sent. */
+const LOAN_PATIENCE_MS = 1000;
+
 export interface DeferredFreesOptions {
   readonly file: BlockNode;
   readonly refcounts: Refcounts;
   readonly epochs: ReadEpochs;
+  readonly clock: Clock;
   readonly logger: Logger;
   /** Whether metadata stands in a cluster that would be free now; throws where the image is damaged then. */
   readonly isTable: (cluster: number) => boolean;
@@ -95,9 +100,20 @@ export class DeferredFrees {
     this.#running ??= this.#run();
   }
 
-  /** Done when nothing is being freed any more. */
+  /**
+   * Done when nothing is being freed any more. The node is drained: reads that still count are loans to
+   * clients; who does not read for so long holds nobody up.
+   */
   async settled(): Promise<void> {
-    while (this.#running !== undefined) await this.#running;
+    const { clock, epochs } = this.#options;
+    while (this.#running !== undefined) {
+      const cancel = clock.after(LOAN_PATIENCE_MS, () => epochs.giveUp());
+      try {
+        await this.#running;
+      } finally {
+        cancel();
+      }
+    }
   }
 
   /**
@@ -108,12 +124,21 @@ export class DeferredFrees {
       while (this.#released.length > 0) {
         const batch = this.#released;
         this.#released = [];
-        await this.#options.epochs.drained();
-        for (const run of batch) await this.#free(run);
+        if (await this.#options.epochs.drained()) for (const run of batch) await this.#free(run);
+        else this.#leak(batch);
       }
     } finally {
       this.#running = undefined;
     }
+  }
+
+  #leak(runs: readonly FreedRun[]): void {
+    let clusters = 0;
+    for (const { count } of runs) clusters += count;
+    this.counters.leakedClusters += clusters;
+    this.#options.logger.warn(
+      `qcow2: ${clusters} clusters are leaked: a client was sent what stood there and has not read it`,
+    );
   }
 
   async #free({ first, count, punch }: FreedRun): Promise<void> {

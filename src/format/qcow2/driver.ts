@@ -20,6 +20,7 @@ import {
   type ImageDetails,
 } from "../../block/driver.ts";
 import { ExtentKind, type ExtentSink, NO_HOST_OFFSET } from "../../block/extent.ts";
+import type { Loan } from "../../block/loan.ts";
 import type { BlockNode } from "../../block/node.ts";
 import { readBitmaps } from "./bitmaps.ts";
 import { CopyUp } from "./copy-up.ts";
@@ -180,6 +181,10 @@ export class Qcow2Driver implements Driver {
     const mapping = this.#mapping;
     if (mapping.lookup(offset, bytes) !== RunKind.DATA || mapping.bytes !== bytes) return NO_HOST_OFFSET;
     return mapping.hostOffset + bytes <= image.file.size ? mapping.hostOffset : NO_HOST_OFFSET;
+  }
+
+  lend(offset: number, bytes: number, loan: Loan): boolean {
+    return this.#reader.lend(offset, bytes, loan);
   }
 
   async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {

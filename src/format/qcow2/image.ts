@@ -148,6 +148,7 @@ export class Image {
       file,
       refcounts: this.refcounts,
       epochs: this.epochs,
+      clock: parts.clock,
       logger,
       isTable: (cluster) => this.#isTable(cluster, "freeing"),
       onFree: (first, count) => this.allocator.freed(first, count),

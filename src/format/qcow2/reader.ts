@@ -10,6 +10,7 @@
 import { buffers } from "../../base/buffer-pool.ts";
 import { type Completion, settleAll } from "../../base/completion.ts";
 import { BlockError } from "../../base/errors.ts";
+import type { Loan } from "../../block/loan.ts";
 import { OwnerIndex } from "../../block/owner-index.ts";
 import { decompressCluster } from "./compressed.ts";
 import { DecodedClusters } from "./decoded-clusters.ts";
@@ -52,12 +53,32 @@ export class Reader {
     return this.#owners.read(backing!, offset, inside, buffer, at);
   }
 
+  /** See Driver.lend. Only what is known at once, and only data. */
+  lend(offset: number, bytes: number, loan: Loan): boolean {
+    const { file, debug, host, epochs } = this.#image;
+    if (debug !== undefined) return false;
+    const mapping = this.#mapping;
+    for (let done = 0; done < bytes; ) {
+      const kind = mapping.lookup(offset + done, bytes - done);
+      const { bytes: run, hostOffset } = mapping;
+      if (kind === RunKind.DATA) {
+        if (!file.lend(hostOffset, run, loan)) return false;
+      } else if (kind !== RunKind.UNALLOCATED || host.backing?.lend(offset + done, run, loan) !== true) {
+        return false;
+      }
+      done += run;
+    }
+    loan.countAt(epochs);
+    return true;
+  }
+
   async #counted(done: Promise<void>): Promise<void> {
-    const epoch = this.#image.epochs.begin();
+    const { epochs } = this.#image;
+    const epoch = epochs.begin();
     try {
       await done;
     } finally {
-      this.#image.epochs.end(epoch);
+      epochs.end(epoch);
     }
   }
 

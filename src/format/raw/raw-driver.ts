@@ -11,6 +11,7 @@ import { alignUp } from "../../base/units.ts";
 import { type DebugHook, debugHookOf } from "../../block/debug-event.ts";
 import type { Driver, DriverHost, ImageDetails } from "../../block/driver.ts";
 import { ExtentKind, type ExtentSink, NO_HOST_OFFSET } from "../../block/extent.ts";
+import type { Loan } from "../../block/loan.ts";
 import type { BlockNode } from "../../block/node.ts";
 
 const SECTOR = 512;
@@ -54,6 +55,10 @@ export class RawDriver implements Driver {
     const inside = insideOf(file, from, bytes);
     buffer.fill(0, at + inside, at + bytes);
     return inside > 0 ? file.read(from, inside, buffer, at) : undefined;
+  }
+
+  lend(offset: number, bytes: number, loan: Loan): boolean {
+    return this.#debug === undefined && this.#file.lend(this.#offset + offset, bytes, loan);
   }
 
   write(offset: number, bytes: number, buffer: Buffer, at: number): Completion {

@@ -11,6 +11,7 @@ import type { Completion } from "../../base/completion.ts";
 import type { Logger } from "../../base/logger.ts";
 import { type Counters, type Driver, type ImageDetails, WriteFlags } from "../../block/driver.ts";
 import { ExtentKind, type ExtentSink } from "../../block/extent.ts";
+import type { Loan } from "../../block/loan.ts";
 import type { HostFile } from "../../sys/host-file.ts";
 import { openHostFile } from "../../sys/open-host-file.ts";
 
@@ -45,6 +46,13 @@ export class FileDriver implements Driver {
 
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
     return this.#file.read(offset, bytes, buffer, at);
+  }
+
+  lend(offset: number, bytes: number, loan: Loan): boolean {
+    const file = this.#file;
+    if (file.pipe === undefined || bytes < file.pipeBytesMin!) return false;
+    loan.add(file, offset, bytes);
+    return true;
   }
 
   write(offset: number, bytes: number, buffer: Buffer, at: number): Completion {

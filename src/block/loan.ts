@@ -1,0 +1,118 @@
+// A read whose data nobody copies: it goes to the client as pages of the host's page cache.
+//
+//   plan    node.lend asks down the chain where the range stands; nothing is counted, nothing begins
+//   collect the pages are taken up: counted at each node on the way, as a read is
+//   release the client has its own copy: the clusters may be reused
+//
+//   1. A range is lent only where all of it is plain data of host files and no filter is on the way: a driver
+//      without `lend` sees the read itself.
+//   2. A guest's write to the same place shows through until the client has read, as two requests that are
+//      under way at once may mix. What else could change those bytes is that a cluster is freed, punched or
+//      reused: until `release` the loan counts as a read at each image that it went through.
+//   3. In flight at the nodes it is only until the pages are taken up: a client that does not read its
+//      replies holds up no drain.
+
+import type { HostFile } from "../sys/host-file.ts";
+import { PipedData } from "../sys/piped-data.ts";
+import type { BlockNode } from "./node.ts";
+
+/** Who must not reuse a cluster while it is read; `end` takes what `begin` gave. */
+export interface ReadCount<T> {
+  begin(): T;
+  end(token: T): void;
+}
+
+interface Piece {
+  readonly file: HostFile;
+  readonly offset: number;
+  bytes: number;
+}
+
+export class Loan {
+  readonly #pieces: Piece[] = [];
+  readonly #nodes: BlockNode[] = [];
+  readonly #nodeBytes: number[] = [];
+  readonly #counts: ReadCount<unknown>[] = [];
+  readonly #tokens: unknown[] = [];
+  readonly #data = new PipedData();
+
+  // --- plan ------------------------------------------------------------------------------------------------
+
+  /** The range goes on with [offset, offset+bytes) of `file`. */
+  add(file: HostFile, offset: number, bytes: number): void {
+    const last = this.#pieces.at(-1);
+    if (last !== undefined && last.file === file && last.offset + last.bytes === offset) last.bytes += bytes;
+    else this.#pieces.push({ file, offset, bytes });
+  }
+
+  /** It passes this node with so many bytes. */
+  pass(node: BlockNode, bytes: number): void {
+    this.#nodes.push(node);
+    this.#nodeBytes.push(bytes);
+  }
+
+  /** It is to be counted here as a read. */
+  countAt(count: ReadCount<unknown>): void {
+    if (!this.#counts.includes(count)) this.#counts.push(count);
+  }
+
+  // --- collect ---------------------------------------------------------------------------------------------
+
+  /**
+   * Takes the data up, in the turn in which it was planned. Undefined: that is not possible, and the loan is
+   * over.
+   */
+  collect(): this | undefined | Promise<this | undefined> {
+    for (const node of this.#nodes) node.loanBegan();
+    for (const count of this.#counts) this.#tokens.push(count.begin());
+    for (const [index, { file, offset, bytes }] of this.#pieces.entries()) {
+      const taken = file.pipe!(this.#data, offset, bytes);
+      if (typeof taken !== "boolean") return this.#collectRest(taken, index + 1);
+      if (!taken) return this.#collected(false);
+    }
+    return this.#collected(true);
+  }
+
+  async #collectRest(first: Promise<boolean>, next: number): Promise<this | undefined> {
+    let taken = await first;
+    for (const { file, offset, bytes } of this.#pieces.slice(next)) {
+      if (taken) taken = await file.pipe!(this.#data, offset, bytes);
+    }
+    return this.#collected(taken);
+  }
+
+  #collected(taken: boolean): this | undefined {
+    this.#nodes.forEach((node, i) => {
+      node.loanCollected(taken ? this.#nodeBytes[i]! : 0);
+    });
+    if (taken) return this;
+    this.release();
+    return undefined;
+  }
+
+  // --- on the way to the client ----------------------------------------------------------------------------
+
+  /** Bytes that no socket has taken yet. */
+  get bytes(): number {
+    return this.#data.bytes;
+  }
+
+  /** Moves what the unix socket takes now: bytes, 0 or less when that is nothing. */
+  moveTo(socket: number): number {
+    return this.#data.moveTo(socket);
+  }
+
+  /** Copies the next `buffer.length` bytes out. */
+  take(buffer: Buffer): void {
+    this.#data.take(buffer);
+  }
+
+  /** Whoever was to get the data has it, or never will. Once. */
+  release(): void {
+    this.#data.drop();
+    this.#counts.forEach((count, i) => {
+      count.end(this.#tokens[i]);
+    });
+    this.#counts.length = 0;
+  }
+}
