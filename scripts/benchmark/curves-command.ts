@@ -11,6 +11,7 @@ export interface CurvesOptions {
   readonly rounds: number;
   readonly seconds: number;
   readonly uptime: number;
+  readonly every: number;
   readonly only?: RegExp;
   readonly folder: string;
   readonly json?: string;
@@ -24,7 +25,7 @@ interface Result {
 export async function curvesCommand(options: CurvesOptions): Promise<void> {
   const fileSystem = fileSystemType(options.folder);
   console.log(machineLine(options.folder, fileSystem));
-  const { rounds, seconds, uptime, only } = options;
+  const { rounds, seconds, uptime, every, only } = options;
   const isAsked = (name: string) => only?.test(name) ?? true;
   const result: Result = { curves: {} };
   for (const curve of CURVES.filter(({ name }) => isAsked(name))) {
@@ -35,7 +36,9 @@ export async function curvesCommand(options: CurvesOptions): Promise<void> {
     console.log(curveLines(curve.name, points).join("\n"));
   }
   if (isAsked("uptime")) {
-    result.uptime = await withFolder(options.folder, (folder) => measureUptime({ folder, seconds, uptime }));
+    result.uptime = await withFolder(options.folder, (folder) =>
+      measureUptime({ folder, seconds, uptime, every }),
+    );
     console.log(uptimeLines(result.uptime).join("\n"));
   }
   if (options.json === undefined) return;

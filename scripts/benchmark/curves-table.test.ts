@@ -56,6 +56,14 @@ describe("the curve of uptime", () => {
     ]);
   });
 
+  it("compares medians of the last and the first fifth where there are many points", () => {
+    const points = Array.from({ length: 11 }, (_, i) => point(i * 5, i === 5 ? 100 : 5 + i / 10, 70));
+    points.push(point(55, 99, 70));
+    expect(uptimeLines(points).at(-1)).toBe(
+      "last 3 by 3 from the second on: cpu 1.15, p50 1.15, memory 1.00",
+    );
+  });
+
   it("judges nothing by fewer than three points", () => {
     expect(uptimeLines([point(0, 9, 60), point(5, 5, 70)])).toHaveLength(3);
   });

@@ -2,6 +2,7 @@
 
 import { MiB } from "../../src/base/units.ts";
 import { growth, type MeasuredPoint } from "./curves.ts";
+import { median } from "./statistics.ts";
 import { SPREAD_MAX } from "./summary.ts";
 import { cell, percent } from "./table.ts";
 import type { UptimePoint } from "./uptime.ts";
@@ -53,10 +54,14 @@ export function uptimeLines(points: readonly UptimePoint[]): string[] {
   // The first point has the program's start in it.
   const settled = points.slice(1);
   if (settled.length < 2) return [head.join(" "), ...lines];
-  const [first, last] = [settled[0]!, settled.at(-1)!];
-  const verdict = `last by second: cpu ${(last.sample.cpu / first.sample.cpu).toFixed(2)}, \
-p50 ${(last.sample.p50 / first.sample.p50).toFixed(2)}, \
-memory ${(last.memoryBytes / first.memoryBytes).toFixed(2)}`;
+  // Single runs are noisy where there are many.
+  const count = Math.ceil(settled.length / 5);
+  const growthOf = (value: (point: UptimePoint) => number) =>
+    (median(settled.slice(-count).map(value)) / median(settled.slice(0, count).map(value))).toFixed(2);
+  const which = count === 1 ? "last by second" : `last ${count} by ${count} from the second on`;
+  const verdict = `${which}: cpu ${growthOf(({ sample }) => sample.cpu)}, \
+p50 ${growthOf(({ sample }) => sample.p50)}, \
+memory ${growthOf(({ memoryBytes }) => memoryBytes)}`;
   return [head.join(" "), ...lines, verdict];
 }
 

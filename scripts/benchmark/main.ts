@@ -63,10 +63,11 @@ withPlace(
     .option("--rounds <n>", "runs of each point, in turn", count, 3)
     .option("--seconds <n>", "length of one run", positive, 3)
     .option("--uptime <seconds>", "how long one daemon is watched", positive, 60)
+    .option("--every <seconds>", "one run of it in that time, light load in between", positive, 0)
     .option("--quick", "one short round: a smoke test, not a judgement")
     .option("--only <regex>", "curves whose name matches: size, chain, connections, uptime", pattern),
 ).action((options: CurvesOptions & { quick?: boolean }) =>
-  curvesCommand(options.quick ? { ...options, rounds: 1, seconds: 1, uptime: 6 } : options),
+  curvesCommand({ ...options, ...(options.quick ? { rounds: 1, seconds: 1, uptime: 6 } : {}) }),
 );
 
 try {

@@ -2,6 +2,7 @@
 
 import fs from "node:fs";
 import path from "node:path";
+import { fio } from "./fio.ts";
 import { DISK_BYTES, Images } from "./images.ts";
 import { Peer } from "./peer.ts";
 import { strata } from "./peer-kinds.ts";
@@ -22,15 +23,23 @@ export interface UptimePoint {
   readonly allocatedPerRequest: number;
 }
 
-/** Runs the mix again and again on one daemon, for so many seconds each time, and weighs it each time. */
+/** What the daemon gets between two runs that are further apart: reads and writes per second. */
+const QUIET_LOAD = "rate_iops=200,100";
+
+/**
+ * Runs the mix again and again on one daemon, for so many seconds each time, and weighs it each time. A run
+ * begins `every` so many seconds; in between there is a light load.
+ */
 export async function measureUptime({
   folder,
   seconds,
   uptime,
+  every,
 }: {
   folder: string;
   seconds: number;
   uptime: number;
+  every: number;
 }): Promise<UptimePoint[]> {
   const trace = path.join(folder, "trace-gc.txt");
   const disk = new Images(folder, { keepsPages: true }).disk("disk", "full");
@@ -53,6 +62,8 @@ export async function measureUptime({
       const requests = sample.throughput * seconds;
       const memoryBytes = peer.memoryBytes();
       runs.push({ at: from / 1000, sample, memoryBytes, from, to: since(), requests });
+      const pause = Math.floor((from - since()) / 1000 + every);
+      if (pause > 0) await fio(peer.disk("disk").uri, [...WORK, ...forSeconds(pause), QUIET_LOAD]);
     }
   } finally {
     await peer.stop();
