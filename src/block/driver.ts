@@ -103,6 +103,10 @@ export interface Driver {
    * not with these two; part of the range may have been written. Nobody writes either range meanwhile.
    */
   copyFrom?(source: Driver, sourceOffset: number, offset: number, bytes: number): Promise<boolean>;
+  /** Whether `copyAtOnce` is worth a try: it is a copy in memory. */
+  readonly copiesAtOnce?: boolean;
+  /** The same as `copyFrom`, done when it returns. */
+  copyAtOnce?(source: Driver, sourceOffset: number, offset: number, bytes: number): boolean;
   /** Whether such a copy takes no space on the host. */
   sharesSpaceWith?(source: Driver): boolean;
   writeZeroes(offset: number, bytes: number, flags: number): Completion;

@@ -172,11 +172,28 @@ export class BlockNode implements DriverHost {
   }
 
   loanCollected(bytes: number): void {
-    if (bytes > 0) {
-      this.counters.reads++;
-      this.counters.readBytes += bytes;
-    }
+    if (bytes > 0) this.#countRead(bytes);
     this.#left();
+  }
+
+  /**
+   * Copies such a range to `offset` of `target`, the node of a host file, at once. False: not with these two,
+   * or not now; part of the range may have been written.
+   */
+  copyPlaced(place: number, bytes: number, target: BlockNode, offset: number): boolean {
+    const source = this.file!;
+    if (source.#quiesced > 0 || target.#quiesced > 0 || target.#readOnly) return false;
+    if (target.driver.copyAtOnce?.(source.driver, place, offset, bytes) !== true) return false;
+    this.#countRead(bytes);
+    source.#countRead(bytes);
+    target.counters.writes++;
+    target.counters.writeBytes += bytes;
+    return true;
+  }
+
+  #countRead(bytes: number): void {
+    this.counters.reads++;
+    this.counters.readBytes += bytes;
   }
 
   /** Writes `buffer[at .. at+bytes)`; with FUA it is durable when it is done. */

@@ -45,6 +45,8 @@ export class OwnerIndex implements OfThisAge {
   /** By depth; [0] is not used. */
   readonly #layers: BlockNode[] = [];
   #first: BlockNode | undefined;
+  /** Byte in the owner's file; of the last `findPlaced`. */
+  foundPlace = 0;
   #age = -1;
 
   /** @param unitBytes what the image on top says nothing about at once: its clusters, in bytes */
@@ -66,6 +68,19 @@ export class OwnerIndex implements OfThisAge {
       return owner.readPlaced((place - 1) * this.#unitBytes + (offset - start), bytes, buffer, at);
     }
     return this.#readUnits(backing, offset, bytes, buffer, at);
+  }
+
+  /**
+   * The layer in whose file the range, inside one unit, is one piece of data, at `foundPlace` there;
+   * undefined where that is not known at once.
+   */
+  findPlaced(backing: BlockNode, offset: number): BlockNode | undefined {
+    const unit = Math.floor(offset / this.#unitBytes);
+    const owner = this.#ownerOf(backing, unit);
+    const place = this.#page![this.#index * 2 + 1]!;
+    if (place === UNKNOWN) return undefined;
+    this.foundPlace = (place - 1) * this.#unitBytes + (offset - unit * this.#unitBytes);
+    return owner;
   }
 
   /** Units in a row that one image owns are one read. All parts have settled before an error is handed up. */

@@ -45,6 +45,10 @@ describe("a power cut at any moment, whatever it leaves of what was not synced",
     expect((await run(178)).hostCopies).toBeGreaterThan(0);
   });
 
+  it("also where it copied what stands around a first write", async () => {
+    expect((await run(12)).fillCopies).toBeGreaterThan(0);
+  });
+
   it("is the same for the same seed", async () => {
     expect(await simulate({ seed: 5 })).toEqual(await simulate({ seed: 5 }));
   });

@@ -20,6 +20,7 @@ import type { BlockError } from "../base/errors.ts";
 import { KiB } from "../base/units.ts";
 import { type ColdRead, ColdReads } from "./cold-reads.ts";
 import type { Descriptor } from "./descriptor.ts";
+import { FileExtents } from "./file-extents.ts";
 import type { FileSystem } from "./file-systems.ts";
 import { GroupSync } from "./group-sync.ts";
 import { HostCopies } from "./host-copies.ts";
@@ -30,7 +31,7 @@ import { InlineWrites } from "./inline-writes.ts";
 import type { PipedData } from "./piped-data.ts";
 import { remainingParts } from "./portable-calls.ts";
 import { reopen } from "./reopen.ts";
-import { SeekFrom, type SystemCalls } from "./system-calls.ts";
+import type { SystemCalls } from "./system-calls.ts";
 import { Zeroing, zeroData } from "./zeroing.ts";
 
 // What is larger takes the pool. Up to here a copy costs less than the way to a thread and back: in us of CPU
@@ -100,14 +101,12 @@ export class DiskFile implements HostFile {
   readonly #zeroing: Zeroing;
   readonly #copies: HostCopies;
   readonly #coldReads: ColdReads;
+  readonly #extents: FileExtents;
   #descriptor: Descriptor;
   #inlineReads: InlineReads;
   #writable: boolean;
   #size: number;
   #pipePause = 0;
-  /** The stretch of data that `extentAt` found last. */
-  #dataFrom = 0;
-  #dataTo = 0;
 
   constructor(parts: DiskFileParts) {
     this.path = parts.path;
@@ -128,6 +127,7 @@ export class DiskFile implements HostFile {
       look: (read) => this.#lookAgain(read),
       wait: (read) => this.#readPooled(read.offset, read.done, read.bytes, read.buffer, read.at),
     });
+    this.#extents = new FileExtents(parts.calls);
     this.#zeroing = new Zeroing(parts.calls, parts.clock, parts.blockDevice);
   }
 
@@ -326,12 +326,31 @@ export class DiskFile implements HostFile {
     }
   }
 
+  get copiesAtOnce(): boolean {
+    return this.#copies.areQuick;
+  }
+
+  copyAtOnce(source: HostFile, sourceOffset: number, offset: number, bytes: number): boolean {
+    if (!(source instanceof DiskFile) || bytes > INLINE_WRITE_MAX) return false;
+    if (sourceOffset + bytes > source.#size) return false;
+    if (!this.#copies.areQuick || !this.#copies.isBeside(source.#copies)) return false;
+    const { fd } = this.#descriptor;
+    if (!this.#copies.copyAtOnce(source.#descriptor.fd, sourceOffset, fd, offset, bytes)) {
+      this.#refreshSize();
+      return false;
+    }
+    source.counters.inlineReads++;
+    this.counters.inlineWrites++;
+    this.#written(offset + bytes);
+    return true;
+  }
+
   // --- zeros and holes -------------------------------------------------------------------------------------
 
   writeZeroes(offset: number, bytes: number, options: { unmap: boolean; cheapOnly: boolean }): Completion {
     const descriptor = this.#descriptor;
     return this.#zeroing.inPieces(offset, bytes, descriptor, (from, length) => {
-      this.#forgetExtents();
+      this.#extents.forget();
       const end = from + length;
       const result = this.#zeroing.zero(descriptor.fd, from, length, this.#size, options.unmap);
       if (result === 0) return this.#written(end);
@@ -346,7 +365,7 @@ export class DiskFile implements HostFile {
     if (within <= 0) return;
     const descriptor = this.#descriptor;
     return this.#zeroing.inPieces(offset, within, descriptor, (from, length) => {
-      this.#forgetExtents();
+      this.#extents.forget();
       const result = this.#zeroing.punch(descriptor.fd, from, length);
       this.#sync.changed();
       if (result === 0 || isUnsupported(-result)) return;
@@ -369,7 +388,7 @@ export class DiskFile implements HostFile {
   async #shrink(size: number): Promise<void> {
     const result = await this.#descriptor.truncate(size);
     this.#sync.changed();
-    this.#forgetExtents();
+    this.#extents.forget();
     if (result < 0) throw hostError(-result, `Could not resize '${this.path}' to ${size} bytes`);
     this.#size = size;
   }
@@ -391,32 +410,8 @@ export class DiskFile implements HostFile {
     }
   }
 
-  /**
-   * Finding the end of a long stretch of data costs tmpfs 5 us per MiB, so the last one is kept. It is
-   * forgotten when this object makes holes; when another process does, "data" is still true, only less than
-   * could be said.
-   */
   extentAt(offset: number): HostExtent {
-    if (offset >= this.#dataFrom && offset < this.#dataTo)
-      return { bytes: this.#dataTo - offset, data: true };
-    const fd = this.#descriptor.fd;
-    const data = this.#calls.seek(fd, offset, SeekFrom.DATA);
-    // ENXIO: no data from here on. What lies past the end reads as zeros too.
-    if (data === -Errno.ENXIO) return { bytes: Number.MAX_SAFE_INTEGER - offset, data: false };
-    if (data > offset) return { bytes: data - offset, data: false };
-    const hole = data === offset ? this.#calls.seek(fd, offset, SeekFrom.HOLE) : -1;
-    if (hole > offset) {
-      this.#dataFrom = offset;
-      this.#dataTo = hole;
-      return { bytes: hole - offset, data: true };
-    }
-    return offset < this.#size
-      ? { bytes: this.#size - offset, data: true }
-      : { bytes: Number.MAX_SAFE_INTEGER - offset, data: false };
-  }
-
-  #forgetExtents(): void {
-    this.#dataTo = 0;
+    return this.#extents.at(this.#descriptor.fd, offset, this.#size);
   }
 
   allocatedBytes(): number {

@@ -32,6 +32,8 @@ export interface Fault {
 export interface Delays {
   before(kind: FaultKind): Promise<void> | undefined;
   after(kind: FaultKind): Promise<void> | undefined;
+  /** Whether a call that cannot wait may be made now; never where this is not there. */
+  atOnce?(kind: FaultKind): boolean;
 }
 
 export interface RecordedWrite {
@@ -115,6 +117,37 @@ export class FaultFile implements HostFile {
     }
   }
 
+  get copiesAtOnce(): boolean {
+    return this.#inner.copiesAtOnce === true;
+  }
+
+  /**
+   * Refused where a call would have to wait. Where the next read of the source or the next write here would
+   * fail, half of it is copied; the fault stays for that call.
+   */
+  copyAtOnce(source: HostFile, sourceOffset: number, offset: number, bytes: number): boolean {
+    if (!(source instanceof FaultFile)) return this.#copyPart(source, sourceOffset, offset, bytes, bytes);
+    if (!source.#goesOn("read")) return false;
+    const sourceFails = source.#nextFails("read", sourceOffset, bytes);
+    return this.#copyPart(source.#inner, sourceOffset, offset, bytes, sourceFails ? bytes >> 1 : bytes);
+  }
+
+  #copyPart(from: HostFile, fromOffset: number, offset: number, bytes: number, readable: number): boolean {
+    if (this.#inner.copyAtOnce === undefined || !this.#goesOn("write")) return false;
+    const length = this.#nextFails("write", offset, bytes) ? bytes >> 1 : readable;
+    if (!this.#inner.copyAtOnce(from, fromOffset, offset, length)) return false;
+    if (this.recording) {
+      const content = Buffer.alloc(length);
+      this.#inner.read(offset, length, content, 0);
+      this.#record("write", offset, length, content);
+    }
+    return length === bytes;
+  }
+
+  #goesOn(kind: FaultKind): boolean {
+    return this.delays === undefined || this.delays.atOnce?.(kind) === true;
+  }
+
   writeZeroes(offset: number, bytes: number, options: { unmap: boolean; cheapOnly: boolean }): Completion {
     return this.#call("zeroes", offset, bytes, () => {
       this.#record("zeroes", offset, bytes);
@@ -187,14 +220,17 @@ export class FaultFile implements HostFile {
   #failure(kind: FaultKind, offset: number, bytes: number): Fault | undefined {
     let first: Fault | undefined;
     for (const entry of this.#faults) {
-      const { fault } = entry;
-      if (fault.kind !== "any" && fault.kind !== kind) continue;
-      if (fault.range !== undefined && !overlap(fault.range, offset, bytes)) continue;
+      if (!isAbout(entry.fault, kind, offset, bytes)) continue;
       entry.seen++;
-      const nth = fault.nth ?? 1;
-      if (entry.seen >= nth && entry.seen < nth + (fault.times ?? 1)) first ??= fault;
+      if (isDue(entry.fault, entry.seen)) first ??= entry.fault;
     }
     return first;
+  }
+
+  #nextFails(kind: FaultKind, offset: number, bytes: number): boolean {
+    return this.#faults.some(
+      ({ fault, seen }) => isAbout(fault, kind, offset, bytes) && isDue(fault, seen + 1),
+    );
   }
 
   #record(kind: RecordedWrite["kind"], offset: number, bytes: number, buffer?: Buffer, at = 0): void {
@@ -202,6 +238,16 @@ export class FaultFile implements HostFile {
     const content = buffer === undefined ? {} : { content: Buffer.from(buffer.subarray(at, at + bytes)) };
     this.recorded.push({ kind, offset, bytes, ...content });
   }
+}
+
+function isAbout({ kind, range }: Fault, called: FaultKind, offset: number, bytes: number): boolean {
+  if (kind !== "any" && kind !== called) return false;
+  return range === undefined || overlap(range, offset, bytes);
+}
+
+/** Whether a fault strikes the call that is the `seen`-th of those that it is about. */
+function isDue({ nth = 1, times = 1 }: Fault, seen: number): boolean {
+  return seen >= nth && seen < nth + times;
 }
 
 function failAfter(part: Completion, error: Error): Completion {
@@ -248,6 +294,10 @@ export class RandomDelays implements Delays {
     return this.#some();
   }
 
+  atOnce(): boolean {
+    return !this.#prng.chance(this.#share);
+  }
+
   #some(): Promise<void> | undefined {
     // Two chances per call, before and after.
     if (!this.#prng.chance(this.#share / 2)) return undefined;
@@ -283,6 +333,10 @@ export class HeldCalls implements Delays {
 
   after(kind: FaultKind): Promise<void> | undefined {
     return this.#answers ? this.#hold(kind) : undefined;
+  }
+
+  atOnce(kind: FaultKind): boolean {
+    return !this.holding || kind !== this.#kind;
   }
 
   /** Lets the oldest held call go on; false when there is none. */

@@ -1,15 +1,24 @@
-import { mkdtempSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import {
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { Prng } from "../base/prng.ts";
+import { TiB } from "../base/units.ts";
 import { FileSystemType } from "./file-systems.ts";
 import { HostCopies } from "./host-copies.ts";
 import { MemoryFile } from "./memory-file.ts";
 import { openHostFile } from "./open-host-file.ts";
 import { portableCalls } from "./portable-calls.ts";
 import type { SystemCalls } from "./system-calls.ts";
-import { LIBC } from "./testing/places.ts";
+import { LIBC, MEMORY_PLACE, temporaryDirectory } from "./testing/places.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "strata-copies-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -19,11 +28,12 @@ const isKnown = (Object.values(FileSystemType) as number[]).includes(statfsSync(
 /** Calls whose copies take what `takes` says. */
 function calls(takes: (bytes: number) => number): { calls: SystemCalls; asked: number[] } {
   const asked: number[] = [];
-  const copyRange = async (_sourceFd: number, _from: number, _fd: number, _to: number, bytes: number) => {
+  const copyRangeAtOnce = (_sourceFd: number, _from: number, _fd: number, _to: number, bytes: number) => {
     asked.push(bytes);
     return takes(bytes);
   };
-  return { calls: { ...portableCalls, copyRange }, asked };
+  const copyRange = async (...range: [number, number, number, number, number]) => copyRangeAtOnce(...range);
+  return { calls: { ...portableCalls, copyRange, copyRangeAtOnce }, asked };
 }
 
 const TMPFS = { type: FileSystemType.TMPFS, device: 1 };
@@ -45,6 +55,27 @@ describe("copies inside the host", () => {
     const copies = new HostCopies(failing.calls, TMPFS);
     for (let i = 0; i < 130; i++) await copies.copy(3, 0, 4, 0, 1);
     expect(failing.asked.length).toBe(2);
+  });
+
+  it("go the same way at once", () => {
+    const short = calls((bytes) => Math.min(bytes, 400));
+    expect(new HostCopies(short.calls, TMPFS).copyAtOnce(3, 0, 4, 0, 1000)).toBe(true);
+    expect(short.asked).toEqual([1000, 600, 200]);
+    const none = calls((bytes) => (bytes === 1000 ? 400 : 0));
+    expect(new HostCopies(none.calls, TMPFS).copyAtOnce(3, 0, 4, 0, 1000)).toBe(false);
+    expect(none.asked).toEqual([1000, 600]);
+    const failing = calls(() => -1);
+    const copies = new HostCopies(failing.calls, TMPFS);
+    for (let i = 0; i < 130; i++) copies.copyAtOnce(3, 0, 4, 0, 1);
+    expect(failing.asked.length).toBe(2);
+  });
+
+  it("are made at once in memory file systems only, and where there is such a call", () => {
+    const { calls: some } = calls((bytes) => bytes);
+    const quick = (calls: SystemCalls, type: number) => new HostCopies(calls, { type, device: 1 }).areQuick;
+    const { TMPFS, EXT, XFS, BTRFS } = FileSystemType;
+    expect([TMPFS, EXT, XFS, BTRFS].map((type) => quick(some, type))).toEqual([true, false, false, false]);
+    expect(quick(portableCalls, TMPFS)).toBe(false);
   });
 
   it("are made only within one file system, and only on those that are known", () => {
@@ -80,6 +111,37 @@ describe("copies inside the host", () => {
     await target.close();
     await source.close();
   });
+
+  it.skipIf(LIBC === undefined || MEMORY_PLACE === undefined)(
+    "move the bytes at once in memory, far inside of a long file too",
+    async () => {
+      const memory = temporaryDirectory(MEMORY_PLACE);
+      const prng = new Prng(6);
+      const content = prng.fill(Buffer.alloc(300_000));
+      const far = 5 * TiB + 12_345;
+      const source = openHostFile(join(memory.path, "source"), { writable: true, create: true });
+      const target = openHostFile(join(memory.path, "target"), { writable: true, create: true });
+      await source.write(far, content.length, content, 0);
+      expect(target.copiesAtOnce).toBe(true);
+      const end = 3 * TiB + 70_000;
+      expect(target.copyAtOnce(source, far + 1000, 3 * TiB, 70_000)).toBe(true);
+      expect(target.size).toBe(end);
+      expect(statSync(target.path).size).toBe(end);
+      const seen = Buffer.alloc(70_000);
+      await target.read(3 * TiB, seen.length, seen, 0);
+      expect(seen.equals(content.subarray(1000, 71_000))).toBe(true);
+      // What the source lacks, what would take long, what is no file of the host.
+      expect(target.copyAtOnce(source, far, 0, content.length + 1)).toBe(false);
+      expect(target.copyAtOnce(source, far, 0, content.length)).toBe(false);
+      expect(target.copyAtOnce(new MemoryFile({ size: 100 }), 0, 0, 10)).toBe(false);
+      // Nor what another process took away.
+      truncateSync(source.path, far + 10);
+      expect(target.copyAtOnce(source, far + 10, 0, 1000)).toBe(false);
+      await target.close();
+      await source.close();
+      memory.remove();
+    },
+  );
 
   it.skipIf(LIBC === undefined)("answer false, not true, when the host refuses", async () => {
     writeFileSync(join(folder, "from"), "content");

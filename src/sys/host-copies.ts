@@ -27,6 +27,11 @@ export class HostCopies {
     this.#fileSystem = fileSystem;
   }
 
+  /** Copies at once are for memory: where a disk may have to be waited for they are not worth it. */
+  get areQuick(): boolean {
+    return this.#calls.copyRangeAtOnce !== undefined && this.#fileSystem.type === FileSystemType.TMPFS;
+  }
+
   get sharesSpace(): boolean {
     return this.#calls.copyRange !== undefined && SHARING.includes(this.#fileSystem.type);
   }
@@ -46,11 +51,7 @@ export class HostCopies {
     bytes: number,
   ): Promise<boolean> {
     const { copyRange } = this.#calls;
-    if (copyRange === undefined || sourceFd < 0 || fd < 0) return false;
-    if (this.#pause > 0) {
-      this.#pause--;
-      return false;
-    }
+    if (copyRange === undefined || !this.#isDue(sourceFd, fd)) return false;
     for (let done = 0; done < bytes; ) {
       const copied = await this.#calls.copyRange!(
         sourceFd,
@@ -66,5 +67,27 @@ export class HostCopies {
       done += copied;
     }
     return true;
+  }
+
+  /** The same without the thread pool. */
+  copyAtOnce(sourceFd: number, sourceOffset: number, fd: number, offset: number, bytes: number): boolean {
+    const calls = this.#calls;
+    if (!this.#isDue(sourceFd, fd)) return false;
+    for (let done = 0; done < bytes; ) {
+      const copied = calls.copyRangeAtOnce!(sourceFd, sourceOffset + done, fd, offset + done, bytes - done);
+      if (copied <= 0) {
+        this.#pause = PAUSE;
+        return false;
+      }
+      done += copied;
+    }
+    return true;
+  }
+
+  #isDue(sourceFd: number, fd: number): boolean {
+    if (sourceFd < 0 || fd < 0) return false;
+    if (this.#pause === 0) return true;
+    this.#pause--;
+    return false;
   }
 }

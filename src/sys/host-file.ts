@@ -49,6 +49,10 @@ export interface HostFile {
    * settled: nobody writes them meanwhile.
    */
   copyFrom?(source: HostFile, sourceOffset: number, offset: number, bytes: number): Promise<boolean>;
+  /** Whether `copyAtOnce` is worth a try. */
+  readonly copiesAtOnce?: boolean;
+  /** The same as `copyFrom`, done when it returns. */
+  copyAtOnce?(source: HostFile, sourceOffset: number, offset: number, bytes: number): boolean;
   /** Whether a copy from `source` shares its space. */
   sharesSpaceWith?(source: HostFile): boolean;
   /** The smallest range that is worth `pipe`, in bytes. */

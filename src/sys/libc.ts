@@ -59,6 +59,9 @@ class Libc implements SystemCalls {
   /** The argument structs of the one call that runs. */
   readonly #iovecs = new Uint32Array(new ArrayBuffer(IOVECS_MAX * IOVEC_BYTES));
   readonly #iovecsAddress: number;
+  // Of copy_file_range:  0 source i64 | 8 destination i64
+  readonly #offsets = new Uint32Array(new ArrayBuffer(16));
+  readonly #offsetsAddress: number;
   readonly #flock = Buffer.from(new ArrayBuffer(32));
   readonly #flockAddress: number;
 
@@ -73,6 +76,7 @@ class Libc implements SystemCalls {
     const offsets = ["int", "uintptr", "int", "uintptr"];
     this.#copyFileRange = library.func("copy_file_range", "int64", [...offsets, "size_t", "uint"]);
     this.#iovecsAddress = Number(koffi.address(this.#iovecs));
+    this.#offsetsAddress = Number(koffi.address(this.#offsets));
     this.#flockAddress = Number(koffi.address(this.#flock));
   }
 
@@ -127,7 +131,20 @@ class Libc implements SystemCalls {
     return this.#flock.readInt16LE(0) === F_UNLCK ? 0 : 1;
   }
 
-  // The kernel reads the two offsets and moves them on:  0 source i64 | 8 destination i64
+  copyRangeAtOnce(sourceFd: number, sourceOffset: number, fd: number, offset: number, bytes: number): number {
+    const address = this.#offsetsAddress;
+    const length = Math.min(bytes, TRANSFER_MAX);
+    for (;;) {
+      setOffset(this.#offsets, 0, sourceOffset);
+      setOffset(this.#offsets, 2, offset);
+      const result = this.#copyFileRange(sourceFd, address, fd, address + 8, length, 0);
+      if (result >= 0) return result;
+      const errno = this.#koffi.errno();
+      if (errno !== Errno.EINTR) return -errno;
+    }
+  }
+
+  // The kernel reads the two offsets and moves them on.
   copyRange(
     sourceFd: number,
     sourceOffset: number,
@@ -135,9 +152,9 @@ class Libc implements SystemCalls {
     offset: number,
     bytes: number,
   ): Promise<number> {
-    const offsets = Buffer.from(new ArrayBuffer(16));
-    offsets.writeBigInt64LE(BigInt(sourceOffset), 0);
-    offsets.writeBigInt64LE(BigInt(offset), 8);
+    const offsets = new Uint32Array(new ArrayBuffer(16));
+    setOffset(offsets, 0, sourceOffset);
+    setOffset(offsets, 2, offset);
     const address = Number(this.#koffi.address(offsets));
     const length = Math.min(bytes, TRANSFER_MAX);
     return new Promise((resolve) => {
@@ -201,4 +218,10 @@ class Libc implements SystemCalls {
     }
     return address;
   }
+}
+
+/** Writes a file offset, 0 or more, as a 64-bit integer at `words[at]`. */
+function setOffset(words: Uint32Array, at: number, offset: number): void {
+  words[at] = offset >>> 0;
+  words[at + 1] = Math.floor(offset / TWO_32);
 }

@@ -91,6 +91,12 @@ export class MemoryFile implements HostFile {
   }
 
   async copyFrom(source: HostFile, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+    return this.copyAtOnce(source, sourceOffset, offset, bytes);
+  }
+
+  readonly copiesAtOnce = true;
+
+  copyAtOnce(source: HostFile, sourceOffset: number, offset: number, bytes: number): boolean {
     if (!(source instanceof MemoryFile) || sourceOffset + bytes > source.size) return false;
     this.write(offset, bytes, source.content(sourceOffset, bytes), 0);
     return true;

@@ -32,6 +32,8 @@ export interface SystemCalls {
     offset: number,
     bytes: number,
   ): Promise<number>;
+  /** copy_file_range: bytes copied. */
+  copyRangeAtOnce?(sourceFd: number, sourceOffset: number, fd: number, offset: number, bytes: number): number;
   /** Takes (shared) or gives back the OFD lock on one byte. */
   lockByte(fd: number, byte: number, take: boolean): number;
   /** Whether another open file holds a lock on the byte: 1 or 0. */

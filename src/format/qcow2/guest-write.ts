@@ -20,6 +20,8 @@
 //      inside, or it goes through a buffer where the host cannot. It is whole units of clusters that are not
 //      ours yet, so there is no head and no tail.
 //   5. A head or tail of zeros is not written where the host cluster reads as zeros anyway (a fresh one).
+//   6. Head and tail may be copied inside the host in the FILL step (fill-copy.ts); WRITE leaves them out
+//      then.
 
 import { assert } from "../../base/assert.ts";
 import { buffers } from "../../base/buffer-pool.ts";
@@ -27,6 +29,7 @@ import { isZero } from "../../base/bytes.ts";
 import { both, type Completion } from "../../base/completion.ts";
 import { KiB, MiB } from "../../base/units.ts";
 import type { BlockNode } from "../../block/node.ts";
+import type { FillCopy } from "./fill-copy.ts";
 import type { Image } from "./image.ts";
 import {
   ALL_SUBCLUSTERS,
@@ -58,6 +61,7 @@ export interface GuestWriteParts {
   readonly mapping: Mapping;
   readonly tables: L2Tables;
   readonly reader: Reader;
+  readonly fillCopy: FillCopy;
   /** Gives the object back for the next request. */
   readonly recycle: (write: GuestWrite) => void;
 }
@@ -267,6 +271,10 @@ export class GuestWrite implements Steps {
     let tail = this.#fillEnd - this.#runEnd;
     if (this.#fresh && head > 0 && this.#isEmpty(this.#fillStart, head)) head = 0;
     if (this.#fresh && tail > 0 && this.#isEmpty(this.#runEnd, tail)) tail = 0;
+    if (this.#mayBeCopied(head, tail)) {
+      if (head > 0 && this.#isCopied(this.#fillStart, head)) head = 0;
+      if (tail > 0 && this.#isCopied(this.#runEnd, tail)) tail = 0;
+    }
     this.#head = head;
     this.#tail = tail;
     if (head + tail === 0) return;
@@ -295,6 +303,25 @@ export class GuestWrite implements Steps {
       return both(before, Promise.reject(error));
     }
     return both(before, behind);
+  }
+
+  #mayBeCopied(head: number, tail: number): boolean {
+    const offset = head > tail ? this.#fillStart : this.#runEnd;
+    const bytes = Math.max(head, tail);
+    return this.#isBelow(offset, bytes) && this.#parts.fillCopy.isWorthIt(offset, bytes, this.#fresh);
+  }
+
+  /** Copies the head or the tail inside the host, if that is possible at once. */
+  #isCopied(offset: number, bytes: number): boolean {
+    const hostOffset = this.#hostStart + (offset - this.#fillStart);
+    return this.#isBelow(offset, bytes) && this.#parts.fillCopy.copy(offset, bytes, hostOffset);
+  }
+
+  /** Whether nothing of the range is in this image, all of it on the disk. */
+  #isBelow(offset: number, bytes: number): boolean {
+    const { image, mapping } = this.#parts;
+    if (bytes === 0 || offset + bytes > image.size) return false;
+    return mapping.lookup(offset, bytes) === RunKind.UNALLOCATED && mapping.bytes === bytes;
   }
 
   /** Whether the range reads as zeros, as far as that is known without looking at data. */

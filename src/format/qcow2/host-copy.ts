@@ -12,16 +12,14 @@
 //   3. Never past a filter: what it would have a reader see counts.
 //   4. Small units cost more looks than the copy saves.
 
-import { isZero } from "../../base/bytes.ts";
 import { KiB } from "../../base/units.ts";
 import { type Extent, ExtentKind, NO_HOST_OFFSET } from "../../block/extent.ts";
 import type { BlockNode } from "../../block/node.ts";
+import { DataLook } from "./data-look.ts";
 
 const UNIT_BYTES_MIN = 32 * KiB;
 /** Less than this costs more on the way to another thread than it saves. */
 const COPY_BYTES_MIN = 128 * KiB;
-/** How much of a unit is looked at. */
-const LOOK_BYTES = 16;
 
 /** The node that holds the host file of the layer `depth` below `backing`; undefined behind a filter. */
 function fileOf(backing: BlockNode, depth: number): BlockNode | undefined {
@@ -40,7 +38,7 @@ export interface HostSource {
 export class HostCopy {
   readonly #unit: number;
   readonly #zerosAreFound: boolean;
-  #look = Buffer.alloc(LOOK_BYTES);
+  readonly #look = new DataLook();
 
   /** @param zerosAreFound whether units of zeros are written as such */
   constructor(unit: number, zerosAreFound: boolean) {
@@ -76,16 +74,8 @@ export class HostCopy {
 
   /** Length of the units from `offset` on that surely hold data. */
   #unitsWithData(file: BlockNode, offset: number, bytes: number): number {
-    const look = this.#look;
     for (let at = 0; at < bytes; at += this.#unit) {
-      const waiting = file.read(offset + at, LOOK_BYTES, look, 0);
-      if (waiting !== undefined) {
-        // Its answer is not needed, and goes to a buffer that nobody looks at any more.
-        waiting.catch(() => {});
-        this.#look = Buffer.alloc(LOOK_BYTES);
-        return at;
-      }
-      if (isZero(look, 0, LOOK_BYTES)) return at;
+      if (!this.#look.findsData(file, offset + at)) return at;
     }
     return bytes;
   }

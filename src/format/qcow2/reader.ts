@@ -22,13 +22,14 @@ export class Reader {
   readonly #image: Image;
   readonly #mapping: Mapping;
   readonly #decoded: DecodedClusters;
-  readonly #owners: OwnerIndex;
+  /** Which image below holds what. */
+  readonly owners: OwnerIndex;
 
   constructor(image: Image) {
     this.#image = image;
     this.#mapping = image.newMapping();
     this.#decoded = new DecodedClusters(image.clusterSize);
-    this.#owners = new OwnerIndex(image.clusterSize);
+    this.owners = new OwnerIndex(image.clusterSize);
   }
 
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
@@ -50,7 +51,7 @@ export class Reader {
     this.#image.debug?.("read_backing_aio");
     // Of two images the lower one need not be looked for.
     if (backing!.backing === undefined) return backing!.read(offset, inside, buffer, at);
-    return this.#owners.read(backing!, offset, inside, buffer, at);
+    return this.owners.read(backing!, offset, inside, buffer, at);
   }
 
   /** See Driver.lend. Only what is known at once, and only data. */

@@ -7,6 +7,7 @@
 
 import type { Completion } from "../../base/completion.ts";
 import type { BlockNode } from "../../block/node.ts";
+import { FillCopy } from "./fill-copy.ts";
 import { GuestWrite } from "./guest-write.ts";
 import type { Image } from "./image.ts";
 import { L2Tables } from "./l2-tables.ts";
@@ -22,12 +23,14 @@ export class Writer {
   readonly #image: Image;
   readonly #mapping: Mapping;
   readonly #reader: Reader;
+  readonly #fillCopy: FillCopy;
   readonly #spare: GuestWrite[] = [];
 
   constructor(image: Image, reader: Reader) {
     this.#image = image;
     this.#mapping = image.newMapping();
     this.#reader = reader;
+    this.#fillCopy = new FillCopy(image, reader.owners);
     this.tables = new L2Tables(image);
   }
 
@@ -138,6 +141,7 @@ export class Writer {
       mapping: this.#mapping,
       tables: this.tables,
       reader: this.#reader,
+      fillCopy: this.#fillCopy,
       recycle: (write) => {
         if (this.#spare.length < SPARE_MAX) this.#spare.push(write);
       },

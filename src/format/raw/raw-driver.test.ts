@@ -131,6 +131,16 @@ describe("the raw driver", () => {
     expect(() => node.truncate(Number.MAX_SAFE_INTEGER)).toThrow("Disk size too large for the chosen offset");
   });
 
+  it("says where in its file a range stands, unless the file lacks some of it or a filter listens", () => {
+    const { driver } = rawOver(MemoryFile.of(Buffer.alloc(5000)), { offset: 1024 });
+    const place = (offset: number, bytes: number) => driver.placeOf?.(offset, bytes);
+    expect([place(0, 1), place(512, 3464), place(512, 3465)]).toEqual([1024, 1536, -1]);
+    const listening = rawOver(MemoryFile.of(Buffer.alloc(5000)));
+    const { driver: leaf } = listening.file!;
+    leaf.debugEvent = () => {};
+    expect(new RawDriver(listening).placeOf(0, 512)).toBe(-1);
+  });
+
   it("has no backing and no copy-up", async () => {
     const node = rawOver(new MemoryFile({ size: 4096 }));
     expect(node.driver.supportsBacking).toBe(false);

@@ -110,6 +110,13 @@ export class RawDriver implements Driver {
     else return done.then(() => tellTail(sink, bytes));
   }
 
+  placeOf(offset: number, bytes: number): number {
+    // A fault filter below is told of each read.
+    if (this.#debug !== undefined) return NO_HOST_OFFSET;
+    const from = this.#offset + offset;
+    return from + bytes <= this.#file.size ? from : NO_HOST_OFFSET;
+  }
+
   truncate(size: number): Completion {
     if (this.#fixedSize) throw new BlockError("ENOTSUP", "Cannot resize fixed-size raw disks");
     if (!Number.isSafeInteger(this.#offset + size)) {

@@ -62,6 +62,7 @@ export class MemoryHost {
       file.delays = {
         before: (kind) => this.delays?.before(kind),
         after: (kind) => this.delays?.after(kind),
+        atOnce: (kind) => this.delays === undefined || this.delays.atOnce?.(kind) === true,
       };
       return new FileDriver(file);
     },
@@ -113,6 +114,15 @@ class Handle implements HostFile {
   writeVector(offset: number, parts: readonly Buffer[]): void {
     this.#enter(true);
     this.#file.writeVector(offset, parts);
+  }
+
+  readonly copiesAtOnce = true;
+
+  copyAtOnce(source: HostFile, sourceOffset: number, offset: number, bytes: number): boolean {
+    this.#enter(true);
+    if (!(source instanceof Handle)) return false;
+    source.#enter(false);
+    return this.#file.copyAtOnce(source.#file, sourceOffset, offset, bytes);
   }
 
   writeZeroes(offset: number, bytes: number, options: { unmap: boolean; cheapOnly: boolean }): void {

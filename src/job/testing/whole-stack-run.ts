@@ -88,7 +88,11 @@ class WholeStack {
     for (let i = 0; i < 2; i++) {
       this.#guests.push(new NbdExport(this.#graph, top, { writable: true, allocationDepth: true }));
     }
-    this.#host.delays = { before: (kind) => this.#before(kind), after: (kind) => this.#scheduler.step(kind) };
+    this.#host.delays = {
+      before: (kind) => this.#before(kind),
+      after: (kind) => this.#scheduler.step(kind),
+      atOnce: () => this.#prng.chance(0.7),
+    };
     const clients = [0, 1, 2, 3].map(() => this.#client(this.#prng.between(3, 15)));
     await this.#scheduler.until(Promise.all([...clients, this.#operator(this.#prng.between(4, 12))]));
     await this.#endJobs();

@@ -68,6 +68,15 @@ export class FileDriver implements Driver {
     return this.#file.copyFrom(source.#file, sourceOffset, offset, bytes);
   }
 
+  get copiesAtOnce(): boolean {
+    return this.#file.copiesAtOnce === true;
+  }
+
+  copyAtOnce(source: Driver, sourceOffset: number, offset: number, bytes: number): boolean {
+    if (!(source instanceof FileDriver)) return false;
+    return this.#file.copyAtOnce?.(source.#file, sourceOffset, offset, bytes) === true;
+  }
+
   sharesSpaceWith(source: Driver): boolean {
     return source instanceof FileDriver && this.#file.sharesSpaceWith?.(source.#file) === true;
   }

@@ -106,6 +106,7 @@ class CrashRun {
     const content = Buffer.alloc(Math.min(size, node.size), 0xba);
     await node.write(0, content.length, content, 0);
     content.copy(this.#model);
+    await node.setWritable(false);
     this.#base = node;
   }
 

@@ -83,6 +83,18 @@ export class BrokenFile implements HostFile {
     return this.inner.copyFrom(source, sourceOffset, offset, bytes);
   }
 
+  get copiesAtOnce(): boolean {
+    return this.inner.copiesAtOnce;
+  }
+
+  copyAtOnce(source: HostFile, sourceOffset: number, offset: number, bytes: number): boolean {
+    const place = this.#placeOf(offset);
+    // What is to come late goes by way of a write.
+    if (this.#breakage.late === place || this.#breakage.held === place) return false;
+    this.#note(place, offset, bytes);
+    return this.inner.copyAtOnce(source, sourceOffset, offset, bytes);
+  }
+
   sharesSpaceWith(): boolean {
     return this.inner.sharesSpaceWith();
   }

@@ -73,16 +73,12 @@ export async function planOf(seed: number, realFolder?: string): Promise<Plan> {
   const lives = Array.from({ length: prng.pick([1, 1, 2, 3]) }, () => life(chain, prng));
   if (prng.chance(0.15)) prng.pick(lives).unshift(...growingTables(content, prng));
   if (prng.chance(0.03)) lives[0]!.unshift(...largeMerge(prng));
-  return {
-    files,
-    top: chain.top,
-    content,
-    folder,
-    lives,
-    cacheBytes: prng.chance(0.5) ? 0 : undefined,
-    waitChance: prng.pick([0.1, 0.5, 0.9]),
-    copies: { failing: prng.chance(0.7) ? prng.pick([0, 0.3]) : undefined, sharesSpace: prng.chance(0.4) },
-  };
+  const cacheBytes = prng.chance(0.5) ? 0 : undefined;
+  const waitChance = prng.pick([0.1, 0.5, 0.9]);
+  const failing = prng.chance(0.7) ? prng.pick([0, 0.3]) : undefined;
+  const copies = { failing, sharesSpace: prng.chance(0.4) };
+  if (prng.chance(0.04)) lives[0]!.unshift(...firstWrites(prng));
+  return { files, top: chain.top, content, folder, lives, cacheBytes, waitChance, copies };
 }
 
 async function newChain(prng: Prng, realFolder: string | undefined) {
@@ -133,9 +129,26 @@ function life(chain: Chain, prng: Prng): Operation[] {
 
 /** So much in large clusters that the host copies it. */
 function largeMerge(prng: Prng): Operation[] {
-  const write = (offset: number, bytes: number, mark: number): Operation => {
-    return { kind: "write", offset, bytes, fill: "pattern", fua: false, mark, pause: 0 };
-  };
+  return [
+    ...largeClusters(prng),
+    patternAt(prng.below(300 * KiB), 100, prng.below(1000)),
+    { kind: "stream", top: 0, below: prng.below(8), twoStep: false, pause: 3 },
+  ];
+}
+
+/** Small writes over large clusters, of which the host copies what stands around them. */
+function firstWrites(prng: Prng): Operation[] {
+  const operations = largeClusters(prng);
+  for (let i = prng.between(2, 6); i > 0; i--) {
+    const bytes = prng.pick([100, 4 * KiB, 20 * KiB]);
+    operations.push({ ...patternAt(prng.below(280 * KiB), bytes, prng.below(1000)), pause: prng.below(4) });
+    if (prng.chance(0.4)) operations.push({ kind: "flush", pause: prng.below(4) });
+  }
+  return operations;
+}
+
+/** 300 KiB of data in clusters of 64 KiB, and an empty overlay of such clusters. */
+function largeClusters(prng: Prng): Operation[] {
   const snapshot: Operation = {
     kind: "snapshot",
     clusterSize: 64 * KiB,
@@ -146,11 +159,13 @@ function largeMerge(prng: Prng): Operation[] {
   return [
     { kind: "grow", bytes: 320 * KiB, pause: 0 },
     snapshot,
-    write(0, 300 * KiB, prng.below(1000)),
+    patternAt(0, 300 * KiB, prng.below(1000)),
     { ...snapshot, pause: 400 },
-    write(prng.below(300 * KiB), 100, prng.below(1000)),
-    { kind: "stream", top: 0, below: prng.below(8), twoStep: false, pause: 3 },
   ];
+}
+
+function patternAt(offset: number, bytes: number, mark: number): Operation {
+  return { kind: "write", offset, bytes, fill: "pattern", fua: false, mark, pause: 0 };
 }
 
 function operation(chain: Chain, prng: Prng): Operation {

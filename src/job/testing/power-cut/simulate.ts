@@ -32,6 +32,8 @@ export interface Report {
   readonly old: number;
   readonly new: number;
   readonly hostCopies: number;
+  /** Heads and tails of first writes. */
+  readonly fillCopies: number;
 }
 
 /** A state that should not be. */
@@ -54,6 +56,7 @@ interface Counts {
   old: number;
   new: number;
   hostCopies: number;
+  fillCopies: number;
 }
 
 /** States that are chosen at one place of the log. */
@@ -67,7 +70,7 @@ export async function simulate(wanted: Case): Promise<Report> {
   const plan = await planOf(wanted.seed, wanted.realFolder);
   const lives = livesOf(plan, wanted.only);
   const prng = new Prng(wanted.seed * 7919 + (wanted.schedule ?? 0));
-  const counts: Counts = { states: 0, lives: 0, events: 0, old: 0, new: 0, hostCopies: 0 };
+  const counts: Counts = { states: 0, lives: 0, events: 0, old: 0, new: 0, hostCopies: 0, fillCopies: 0 };
   let files: ReadonlyMap<string, FileContent> = plan.files;
   let { top, content } = plan;
   for (const [number, operations] of lives.entries()) {
@@ -91,6 +94,7 @@ async function live(life: Life, counts: Counts): Promise<void> {
   counts.lives++;
   counts.events += life.now;
   counts.hostCopies += life.host.copied;
+  counts.fillCopies += life.host.copiedAtOnce;
 }
 
 /** Leaves out all operations but those, counted through all lives. */

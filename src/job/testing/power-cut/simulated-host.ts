@@ -34,6 +34,7 @@ export class SimulatedHost {
   delays: Delays | undefined;
   copies: HostCopies = { failing: undefined, sharesSpace: false, chance: () => false };
   copied = 0;
+  copiedAtOnce = 0;
   /** Put over every file that is opened: breaks a rule on purpose. */
   wrap: (file: SimulatedFile) => HostFile = (file) => file;
   #syncs = 0;
@@ -155,6 +156,23 @@ export class SimulatedFile implements HostFile {
       this.#change("copy", offset, content.length, content);
     });
     if (!fails) this.host.copied++;
+    return !fails;
+  }
+
+  get copiesAtOnce(): boolean {
+    return this.host.copies.failing !== undefined;
+  }
+
+  copyAtOnce(source: HostFile, sourceOffset: number, offset: number, bytes: number): boolean {
+    const { copies } = this.host;
+    const from = source instanceof SimulatedFile ? source : (source as { inner?: SimulatedFile }).inner;
+    if (copies.failing === undefined || from === undefined || sourceOffset + bytes > from.size) return false;
+    this.#enter(true);
+    const fails = copies.chance(copies.failing);
+    const content = Buffer.alloc(fails ? Math.floor(bytes / 2) : bytes);
+    readSectors(from.content, sourceOffset, content.length, content, 0);
+    this.#change("copy", offset, content.length, content);
+    if (!fails) this.host.copiedAtOnce++;
     return !fails;
   }
 
