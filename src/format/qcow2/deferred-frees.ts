@@ -102,17 +102,21 @@ export class DeferredFrees {
 
   /**
    * Done when nothing is being freed any more. The node is drained: reads that still count are loans to
-   * clients; who does not read for so long holds nobody up.
+   * clients; who does not read for so long holds nobody up. Patience ends again and again: what is freed now
+   * may be slow, and the next batch begins to wait behind it.
    */
   async settled(): Promise<void> {
     const { clock, epochs } = this.#options;
-    while (this.#running !== undefined) {
-      const cancel = clock.after(LOAN_PATIENCE_MS, () => epochs.giveUp());
-      try {
-        await this.#running;
-      } finally {
-        cancel();
-      }
+    let cancel = () => {};
+    const impatient = () => {
+      epochs.giveUp();
+      cancel = clock.after(LOAN_PATIENCE_MS, impatient);
+    };
+    cancel = clock.after(LOAN_PATIENCE_MS, impatient);
+    try {
+      while (this.#running !== undefined) await this.#running;
+    } finally {
+      cancel();
     }
   }
 

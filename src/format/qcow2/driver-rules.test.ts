@@ -2,6 +2,7 @@
 // allocator.ts.
 
 import { describe, expect, it } from "vitest";
+import { type Clock, ManualClock, systemClock } from "../../base/clock.ts";
 import { KiB, MiB } from "../../base/units.ts";
 import { WriteFlags } from "../../block/driver.ts";
 import { FaultFile, HeldCalls } from "../../sys/fault-file.ts";
@@ -18,10 +19,14 @@ interface Bench extends OpenImage {
   readonly memory: MemoryFile;
 }
 
-async function bench(options: Partial<CreateOptions> = {}, cacheBytes = 8 * MiB): Promise<Bench> {
+async function bench(
+  options: Partial<CreateOptions> = {},
+  cacheBytes = 8 * MiB,
+  clock: Clock = systemClock,
+): Promise<Bench> {
   const memory = await newMemoryImage({ size: 4 * MiB, clusterSize: CLUSTER, ...options });
   const file = new FaultFile(memory);
-  const image = await openImage(file, { l2CacheBytes: cacheBytes, refcountCacheBytes: cacheBytes });
+  const image = await openImage(file, { l2CacheBytes: cacheBytes, refcountCacheBytes: cacheBytes, clock });
   return { ...image, file, memory };
 }
 
@@ -193,6 +198,38 @@ describe("freeing", () => {
     expect(seen.equals(Buffer.alloc(CLUSTER, 1))).toBe(true);
     await b.driver.close();
     expect(await check(b.memory)).toEqual(CLEAN);
+  });
+
+  it("R8: closing waits for what a client was lent for a while only, also behind a slow hole punch", async () => {
+    const clock = new ManualClock();
+    const b = await bench({}, 8 * MiB, clock);
+    await writeAll(b.node, 0, Buffer.alloc(2 * CLUSTER, 1));
+    await b.node.flush();
+    const held = new HeldCalls("discard");
+    b.file.delays = held;
+    await b.node.discard(0, CLUSTER);
+    await b.node.flush();
+    await settle();
+    expect(held.held).toBe(1);
+    // Lent for ever while that hole is punched; the next cluster waits for it.
+    b.driver.image.epochs.begin();
+    await b.node.discard(CLUSTER, CLUSTER);
+    await b.node.flush();
+    let isClosed = false;
+    const closed = b.driver.close().then(() => {
+      isClosed = true;
+    });
+    await settle();
+    clock.advance(5000);
+    await settle();
+    expect(isClosed).toBe(false);
+    held.release();
+    await settle();
+    clock.advance(5000);
+    await settle();
+    expect(isClosed).toBe(true);
+    await closed;
+    expect(b.driver.image.frees.counters).toMatchObject({ freedClusters: 1, leakedClusters: 1 });
   });
 
   it("does not let the file grow without bound, with and without flushes", { timeout: 120_000 }, async () => {
