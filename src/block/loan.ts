@@ -1,14 +1,14 @@
 // A read whose data nobody copies: it goes to the client as pages of the host's page cache.
 //
 //   plan    node.lend asks down the chain where the range stands; nothing is counted, nothing begins
-//   collect the pages are taken up: counted at each node on the way, as a read is
+//   collect the pages are taken up: noted at the images, counted at each node on the way as a read is
 //   release the client has its own copy: the clusters may be reused
 //
 //   1. A range is lent only where all of it is plain data of host files and no filter is on the way: a driver
 //      without `lend` sees the read itself.
 //   2. A guest's write to the same place shows through until the client has read, as two requests that are
 //      under way at once may mix. What else could change those bytes is that a cluster is freed, punched or
-//      reused: until `release` the loan counts as a read at each image that it went through.
+//      reused: until `release` each image that the loan went through knows which part of its file is lent.
 //   3. In flight at the nodes it is only until the pages are taken up: a client that does not read its
 //      replies holds up no drain.
 
@@ -16,10 +16,16 @@ import type { HostFile } from "../sys/host-file.ts";
 import { PipedData } from "../sys/piped-data.ts";
 import type { BlockNode } from "./node.ts";
 
-/** Who must not reuse a cluster while it is read; `end` takes what `begin` gave. */
-export interface ReadCount<T> {
-  begin(): T;
-  end(token: T): void;
+/** [offset, offset+bytes) of an image's file. */
+export interface LentRange {
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+/** Who must not reuse a cluster while it is lent; `returned` takes the very object that `lent` got. */
+export interface Lender {
+  lent(range: LentRange): void;
+  returned(range: LentRange): void;
 }
 
 interface Piece {
@@ -32,8 +38,8 @@ export class Loan {
   readonly #pieces: Piece[] = [];
   readonly #nodes: BlockNode[] = [];
   readonly #nodeBytes: number[] = [];
-  readonly #counts: ReadCount<unknown>[] = [];
-  readonly #tokens: unknown[] = [];
+  readonly #lenders: Lender[] = [];
+  readonly #ranges: LentRange[] = [];
   readonly #data = new PipedData();
 
   // --- plan ------------------------------------------------------------------------------------------------
@@ -51,9 +57,10 @@ export class Loan {
     this.#nodeBytes.push(bytes);
   }
 
-  /** It is to be counted here as a read. */
-  countAt(count: ReadCount<unknown>): void {
-    if (!this.#counts.includes(count)) this.#counts.push(count);
+  /** Some of it stands in clusters of this image, in [offset, offset+bytes) of its file. */
+  holdAt(lender: Lender, offset: number, bytes: number): void {
+    this.#lenders.push(lender);
+    this.#ranges.push({ offset, bytes });
   }
 
   // --- collect ---------------------------------------------------------------------------------------------
@@ -64,7 +71,9 @@ export class Loan {
    */
   collect(): this | undefined | Promise<this | undefined> {
     for (const node of this.#nodes) node.loanBegan();
-    for (const count of this.#counts) this.#tokens.push(count.begin());
+    this.#lenders.forEach((lender, i) => {
+      lender.lent(this.#ranges[i]!);
+    });
     for (const [index, { file, offset, bytes }] of this.#pieces.entries()) {
       const taken = file.pipe!(this.#data, offset, bytes);
       if (typeof taken !== "boolean") return this.#collectRest(taken, index + 1);
@@ -110,9 +119,9 @@ export class Loan {
   /** Whoever was to get the data has it, or never will. Once. */
   release(): void {
     this.#data.drop();
-    this.#counts.forEach((count, i) => {
-      count.end(this.#tokens[i]);
+    this.#lenders.forEach((lender, i) => {
+      lender.returned(this.#ranges[i]!);
     });
-    this.#counts.length = 0;
+    this.#lenders.length = 0;
   }
 }

@@ -3,7 +3,8 @@
 //   defer      the entry that pointed to the cluster is gone in memory                    (writer, zeroer)
 //   take       a write-back takes the list along with the tables that it writes           (flusher)
 //   release    the entry is durably gone; now, in the background:
-//                1. wait for the reads that began earlier                                  (rule R8)
+//                1. wait for the reads that began earlier, and for clients that were lent
+//                   what stands there                                                      (rule R8)
 //                2. give the space back to the host, where the guest gave it back
 //                3. only then lower the refcount, in memory; the allocator may use it      (rule R3)
 //
@@ -14,7 +15,9 @@ import type { Clock } from "../../base/clock.ts";
 import { errorMessage } from "../../base/errors.ts";
 import type { Logger } from "../../base/logger.ts";
 import { type DebugHook, debugHookOf } from "../../block/debug-event.ts";
+import type { LentRange } from "../../block/loan.ts";
 import type { BlockNode } from "../../block/node.ts";
+import { type LentRanges, meets } from "./lent-ranges.ts";
 import type { ReadEpochs } from "./read-epochs.ts";
 import type { Refcounts } from "./refcounts.ts";
 
@@ -40,6 +43,7 @@ export interface DeferredFreesOptions {
   readonly file: BlockNode;
   readonly refcounts: Refcounts;
   readonly epochs: ReadEpochs;
+  readonly lentRanges: LentRanges;
   readonly clock: Clock;
   readonly logger: Logger;
   /** Whether metadata stands in a cluster that would be free now; throws where the image is damaged then. */
@@ -56,6 +60,9 @@ export class DeferredFrees {
   #deferred: FreedRun[] = [];
   #deferredClusters = 0;
   #released: FreedRun[] = [];
+  /** Released, but lent. */
+  #lent: FreedRun[] = [];
+  #lentChanged = () => {};
   #running: Promise<void> | undefined;
 
   constructor(options: DeferredFreesOptions) {
@@ -100,21 +107,40 @@ export class DeferredFrees {
     this.#running ??= this.#run();
   }
 
+  /** A client has read what it was lent, or never will. */
+  returned(range: LentRange): void {
+    if (this.#lent.length === 0) return;
+    const { clusterSize } = this.#options.refcounts;
+    const [met, others]: [FreedRun[], FreedRun[]] = [[], []];
+    for (const run of this.#lent) {
+      (meets(range, run.first * clusterSize, run.count * clusterSize) ? met : others).push(run);
+    }
+    this.#lent = others;
+    this.release(met);
+    this.#lentChanged();
+  }
+
   /**
-   * Done when nothing is being freed any more. The node is drained: reads that still count are loans to
-   * clients; who does not read for so long holds nobody up. Patience ends again and again: what is freed now
-   * may be slow, and the next batch begins to wait behind it.
+   * Done when nothing is being freed any more; one call at a time. The node is drained: what waits yet are
+   * clusters that are lent, and a client that does not read for so long holds nobody up.
    */
   async settled(): Promise<void> {
-    const { clock, epochs } = this.#options;
-    let cancel = () => {};
-    const impatient = () => {
-      epochs.giveUp();
-      cancel = clock.after(LOAN_PATIENCE_MS, impatient);
-    };
-    cancel = clock.after(LOAN_PATIENCE_MS, impatient);
+    let patient = true;
+    const cancel = this.#options.clock.after(LOAN_PATIENCE_MS, () => {
+      patient = false;
+      this.#lentChanged();
+    });
     try {
-      while (this.#running !== undefined) await this.#running;
+      for (;;) {
+        if (this.#running !== undefined) await this.#running;
+        else if (this.#lent.length === 0) return;
+        else if (!patient) this.leakLent();
+        else {
+          await new Promise<void>((resolve) => {
+            this.#lentChanged = resolve;
+          });
+        }
+      }
     } finally {
       cancel();
     }
@@ -128,21 +154,46 @@ export class DeferredFrees {
       while (this.#released.length > 0) {
         const batch = this.#released;
         this.#released = [];
-        if (await this.#options.epochs.drained()) for (const run of batch) await this.#free(run);
-        else this.#leak(batch);
+        await this.#options.epochs.drained();
+        for (const run of batch) await this.#freeUnlent(run);
       }
     } finally {
       this.#running = undefined;
     }
   }
 
-  #leak(runs: readonly FreedRun[]): void {
+  /** Clusters that are lent are not freed any more: nobody writes this image from now on. */
+  leakLent(): void {
+    if (this.#lent.length === 0) return;
     let clusters = 0;
-    for (const { count } of runs) clusters += count;
+    for (const { count } of this.#lent) clusters += count;
+    this.#lent = [];
     this.counters.leakedClusters += clusters;
     this.#options.logger.warn(
       `qcow2: ${clusters} clusters are leaked: a client was sent what stood there and has not read it`,
     );
+  }
+
+  /** Frees what of the run is not lent. Nobody is lent any more of it: no entry points to it. */
+  async #freeUnlent(run: FreedRun): Promise<void> {
+    const { lentRanges, refcounts } = this.#options;
+    const { clusterSize } = refcounts;
+    const isLent = (first: number, count: number) =>
+      lentRanges.overlaps(first * clusterSize, count * clusterSize);
+    if (!isLent(run.first, run.count)) {
+      await this.#free(run);
+      return;
+    }
+    const free: FreedRun[] = [];
+    const end = run.first + run.count;
+    for (let first = run.first; first < end; ) {
+      const lent = isLent(first, 1);
+      let count = 1;
+      while (first + count < end && isLent(first + count, 1) === lent) count++;
+      (lent ? this.#lent : free).push({ first, count, punch: run.punch });
+      first += count;
+    }
+    for (const part of free) await this.#free(part);
   }
 
   async #free({ first, count, punch }: FreedRun): Promise<void> {

@@ -212,7 +212,7 @@ describe("freeing", () => {
     await settle();
     expect(held.held).toBe(1);
     // Lent for ever while that hole is punched; the next cluster waits for it.
-    b.driver.image.epochs.begin();
+    b.driver.image.lentRanges.lent({ offset: 0, bytes: b.memory.size });
     await b.node.discard(CLUSTER, CLUSTER);
     await b.node.flush();
     let isClosed = false;

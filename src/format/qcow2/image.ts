@@ -39,6 +39,7 @@ import {
   entryOffset,
   reftableOffset,
 } from "./l2-entry.ts";
+import { LentRanges } from "./lent-ranges.ts";
 import { Mapping } from "./mapping.ts";
 import { kindName, MetadataKind, MetadataPlaces } from "./metadata-places.ts";
 import { ReadEpochs } from "./read-epochs.ts";
@@ -83,6 +84,7 @@ export class Image {
   readonly refcounts: Refcounts;
   readonly growth: RefcountGrowth;
   readonly epochs = new ReadEpochs();
+  readonly lentRanges = new LentRanges((range) => this.frees.returned(range));
   readonly frees: DeferredFrees;
   readonly flusher: Flusher;
   readonly locks: ClusterLocks;
@@ -148,6 +150,7 @@ export class Image {
       file,
       refcounts: this.refcounts,
       epochs: this.epochs,
+      lentRanges: this.lentRanges,
       clock: parts.clock,
       logger,
       isTable: (cluster) => this.#isTable(cluster, "freeing"),

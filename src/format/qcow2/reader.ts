@@ -56,7 +56,7 @@ export class Reader {
 
   /** See Driver.lend. Only what is known at once, and only data. */
   lend(offset: number, bytes: number, loan: Loan): boolean {
-    const { file, debug, host, epochs } = this.#image;
+    const { file, debug, host, lentRanges } = this.#image;
     if (debug !== undefined) return false;
     const mapping = this.#mapping;
     for (let done = 0; done < bytes; ) {
@@ -64,12 +64,12 @@ export class Reader {
       const { bytes: run, hostOffset } = mapping;
       if (kind === RunKind.DATA) {
         if (!file.lend(hostOffset, run, loan)) return false;
+        loan.holdAt(lentRanges, hostOffset, run);
       } else if (kind !== RunKind.UNALLOCATED || host.backing?.lend(offset + done, run, loan) !== true) {
         return false;
       }
       done += run;
     }
-    loan.countAt(epochs);
     return true;
   }
 

@@ -84,6 +84,7 @@ export class WritingState {
     } finally {
       image.writable = false;
       this.ready = false;
+      image.frees.leakLent();
       if (image.unsure) image.dropCaches();
     }
   }
