@@ -10,8 +10,14 @@ import { type ListenAddress, type Listener, listen } from "./listen.ts";
 import { localDescriptorOf } from "./send.ts";
 import { TlsAcceptor, type TlsPolicy } from "./tls.ts";
 import type { UnreadWatch } from "./unread.ts";
+import { limitWatches } from "./watch-limit.ts";
 
 export const MAX_CONNECTIONS_DEFAULT = 100;
+/**
+ * Clients whose reading is watched at a time, those included whose connection has ended; each takes a
+ * descriptor. Others get copies.
+ */
+const WATCHES_MAX = 256;
 export const HANDSHAKE_MS_DEFAULT = 10_000;
 /** How long a shutdown waits for clients and requests under way. */
 export const GRACE_MS_DEFAULT = 10_000;
@@ -88,7 +94,7 @@ export class NbdServer {
     this.#clearStaleSocket = options.clearStaleSocket ?? (async () => {});
     this.#defaultExport = options.defaultExport ?? "";
     this.#onLocalClient = options.onLocalClient;
-    this.#watchLocalClient = options.watchLocalClient ?? (() => undefined);
+    this.#watchLocalClient = limitWatches(options.watchLocalClient ?? (() => undefined), WATCHES_MAX);
     this.#bindSocket = options.bindSocket ?? ((bind) => bind());
     const tls = options.tls === undefined ? undefined : new TlsAcceptor(options.tls);
     this.#host = this.#connectionHost(options.handshakeMs ?? HANDSHAKE_MS_DEFAULT, tls);
