@@ -19,7 +19,13 @@ export function sendLent(socket: net.Socket, lent: LentData, written: () => void
   }
   if (lent.bytes === 0) return true;
   const part = Buffer.allocUnsafe(Math.min(lent.bytes, WAITING_BYTES));
-  lent.take(part);
+  try {
+    lent.take(part);
+  } catch (error) {
+    // The head of the reply is sent: there is no other way left to tell the client.
+    socket.destroy(error as Error);
+    return false;
+  }
   socket.write(part, (error) => {
     // A socket that is closed has let go of the data.
     if (error || socket.destroyed) return;

@@ -149,7 +149,10 @@ export class PipedData {
     return moved;
   }
 
-  /** Copies the next `buffer.length` bytes out; there are as many. */
+  /**
+   * Copies the next `buffer.length` bytes out; there are as many.
+   * @throws what the system says: a page that was taken up may be lost to it meanwhile
+   */
   take(buffer: Buffer): void {
     for (let done = 0; done < buffer.length; ) {
       const pipe = this.#pipes[0]!;
