@@ -27,8 +27,12 @@ interface Calls {
 
 let calls: Calls | undefined;
 
-/** A watch on the unix socket `fd`; undefined where the system has none to give. */
+/**
+ * A watch on the unix socket `fd`; undefined where the system has none to give. STRATA_NO_LENDING=1 goes
+ * without, so that all clients get copies.
+ */
 export function watchSocket(fd: number): SocketWatch | undefined {
+  if (process.env["STRATA_NO_LENDING"] === "1") return undefined;
   calls ??= load();
   if (calls === undefined) return undefined;
   const own = calls.fcntl(fd, F_DUPFD_CLOEXEC, 0);
