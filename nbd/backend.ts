@@ -13,7 +13,7 @@ export type StatusSink = (bytes: number, flags: number) => boolean;
 export interface LentData {
   /** Bytes that no socket has taken yet. */
   readonly bytes: number;
-  /** Moves on what the unix socket takes now: bytes, 0 or less when that is nothing. */
+  /** Moves on what the unix socket takes now: bytes; 0: none now; below 0: the system cannot. */
   moveTo(socket: number): number;
   /** Copies the next `buffer.length` bytes out; there are as many. */
   take(buffer: Buffer): void;

@@ -1,5 +1,6 @@
 // Lent data into a unix socket. What the socket does not take at once waits for room: a little of it goes
-// through Node's stream, which knows when there is room again, and the rest follows behind it.
+// through Node's stream, which knows when there is room again, and the rest follows behind it. Where the
+// system cannot move it at all, all of it goes that way.
 
 import type net from "node:net";
 import type { LentData } from "./backend.ts";
@@ -13,12 +14,14 @@ const WAITING_BYTES = 4096;
  * the socket has failed. Nothing else is written to the socket meanwhile.
  */
 export function sendLent(socket: net.Socket, lent: LentData, written: () => void): boolean {
+  let moved = 0;
   if (socket.writableLength === 0) {
     const descriptor = localDescriptorOf(socket);
-    while (lent.bytes > 0 && descriptor >= 0) if (lent.moveTo(descriptor) <= 0) break;
+    do moved = descriptor < 0 ? -1 : lent.moveTo(descriptor);
+    while (moved > 0 && lent.bytes > 0);
   }
   if (lent.bytes === 0) return true;
-  const part = Buffer.allocUnsafe(Math.min(lent.bytes, WAITING_BYTES));
+  const part = Buffer.allocUnsafe(moved < 0 ? lent.bytes : Math.min(lent.bytes, WAITING_BYTES));
   try {
     lent.take(part);
   } catch (error) {

@@ -106,7 +106,7 @@ export class Loan {
     return this.#data.bytes;
   }
 
-  /** Moves what the unix socket takes now: bytes, 0 or less when that is nothing. */
+  /** Moves what the unix socket takes now: bytes; 0: none now; below 0: the system cannot. */
   moveTo(socket: number): number {
     return this.#data.moveTo(socket);
   }

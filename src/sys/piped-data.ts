@@ -10,6 +10,7 @@
 
 import { type Clock, systemClock } from "../base/clock.ts";
 import { KiB, MiB } from "../base/units.ts";
+import { Errno } from "./host-error.ts";
 import { type PipeCalls, type PipeEnds, pipeCalls } from "./pipe-calls.ts";
 
 /** What the kernel grants without privileges (pipe-max-size). */
@@ -140,13 +141,13 @@ export class PipedData {
     return true;
   }
 
-  /** Moves what a socket takes now; returns how much that was, 0 or less when it took nothing. */
+  /** Moves what a socket takes now: bytes; 0: none now; below 0: the system cannot. */
   moveTo(socket: number): number {
     const pipe = this.#pipes[0];
     if (pipe === undefined) return 0;
     const moved = this.#pool.calls!.empty(pipe.ends, socket, pipe.bytes);
     if (moved > 0) this.#removed(pipe, moved);
-    return moved;
+    return moved === -Errno.EAGAIN ? 0 : moved;
   }
 
   /**
