@@ -27,7 +27,9 @@ async function connection(): Promise<{ socket: net.Socket; client: net.Socket }>
   return { socket, client };
 }
 
-/** Data that a system moves as `moves` says, a list of results; `taken` gets the sizes that were copied out. */
+/**
+ * Data that a system moves as `moves` says, a list of results; `taken` gets the sizes that were copied out.
+ */
 function lentText(text: string, moves: number[]): LentData & { taken: number[] } {
   let at = 0;
   const taken: number[] = [];
