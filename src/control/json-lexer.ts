@@ -6,9 +6,12 @@
 //      everything is skipped up to a structural character or a control character, so that a monitor finds its
 //      feet again.
 //   3. Strings are not looked into: the parser decodes them.
-//   4. A token grows by what a piece holds of it, not by the byte: each addition costs memory of its own.
+//   4. What pieces hold of a token before its last is kept outside the heap: a token without an end costs its
+//      bytes once, not again with every collection that is late.
 //
 // The text of a token is its bytes as latin1: one character per byte.
+
+import { TokenBytes } from "./token-bytes.ts";
 
 export type TokenKind =
   | "{"
@@ -58,37 +61,41 @@ export class JsonLexer {
   readonly #sink: TokenSink;
   #state: State = State.START;
   /** What earlier pieces held of the token that is being gathered. */
-  #token = "";
+  readonly #earlier: TokenBytes;
   /** Where it begins, or goes on, in the piece that is being read. */
   #from = 0;
 
-  constructor(sink: TokenSink) {
+  /** `bytesMax` of a token may lie in pieces before its last. */
+  constructor(sink: TokenSink, bytesMax: number) {
     this.#sink = sink;
+    this.#earlier = new TokenBytes(bytesMax);
   }
 
   /** Bytes of the token that is being gathered, between pieces. */
   get pendingBytes(): number {
-    return this.#token.length;
+    return this.#earlier.length;
   }
 
+  /** @throws RangeError where a token exceeds `bytesMax` */
   feed(bytes: Buffer): void {
     const text = bytes.toString("latin1");
     this.#from = 0;
     for (let at = 0; at < text.length; ) at = this.#advance(text, at);
-    if (this.#state !== State.START && this.#state !== State.RECOVERY) this.#token += text.slice(this.#from);
+    if (this.#state === State.START || this.#state === State.RECOVERY) return;
+    this.#earlier.add(bytes.subarray(this.#from));
   }
 
   /** Says that nothing follows: a number or a word that waited for its end is complete, a string is not. */
   end(): void {
     const kind = kindEndingIn(this.#state);
-    if (kind !== undefined) this.#emit(kind, this.#token);
-    else if (this.#token !== "") this.#fail(this.#token);
+    if (kind !== undefined) this.#emit(kind, "");
+    else if (this.pendingBytes > 0) this.#fail("");
     this.reset();
   }
 
   /** Drops the token that is being gathered. */
   reset(): void {
-    this.#token = "";
+    this.#earlier.drop();
     this.#state = State.START;
   }
 
@@ -104,22 +111,23 @@ export class JsonLexer {
     if (this.#state === State.START) this.#from = at;
     const step = next(this.#state, byte);
     if (step === "ends before") {
-      this.#emit(kindEndingIn(this.#state)!, this.#token + text.slice(this.#from, at));
+      this.#emit(kindEndingIn(this.#state)!, text.slice(this.#from, at));
       return at;
     }
-    if (step === "error") this.#fail(this.#token + text.slice(this.#from, at + 1));
-    else if (typeof step === "string") this.#emit(step, this.#token + text.slice(this.#from, at + 1));
+    if (step === "error") this.#fail(text.slice(this.#from, at + 1));
+    else if (typeof step === "string") this.#emit(step, text.slice(this.#from, at + 1));
     else this.#state = step;
     return at + 1;
   }
 
-  #emit(kind: TokenKind, text: string): void {
-    this.reset();
+  #emit(kind: TokenKind, ending: string): void {
+    const text = this.#earlier.take(ending);
+    this.#state = State.START;
     this.#sink(kind, text);
   }
 
-  #fail(text: string): void {
-    this.#token = "";
+  #fail(ending: string): void {
+    const text = this.#earlier.take(ending);
     this.#state = State.RECOVERY;
     this.#sink("error", text);
   }

@@ -14,8 +14,13 @@ export function parseTokens(tokens: readonly Token[]): JsonValue {
   return new Parser(tokens).value();
 }
 
-export function parseError(what: string): BlockError {
-  return new BlockError("EINVAL", `JSON parse error, ${what}`);
+/** The reference says no more of what is wrong. */
+const PARSE_ERROR_MAX = 1023;
+
+/** The error for `what` is wrong, with the bytes (as latin1) that show it: `what '...'`, cut. */
+export function parseError(what: string, quoted?: string): BlockError {
+  const quote = quoted === undefined ? "" : ` '${fromLatin1(quoted.slice(0, PARSE_ERROR_MAX))}'`;
+  return new BlockError("EINVAL", `JSON parse error, ${(what + quote).slice(0, PARSE_ERROR_MAX)}`);
 }
 
 class Parser {
@@ -100,7 +105,7 @@ function decodeKeyword(text: string): JsonValue {
   if (text === "true") return true;
   if (text === "false") return false;
   if (text === "null") return null;
-  throw parseError(`invalid keyword '${text}'`);
+  throw parseError("invalid keyword", text);
 }
 
 const INT64_MIN = -(2n ** 63n);
@@ -183,6 +188,9 @@ function scalar(code: number, token: string, at: number, length: number): string
 }
 
 function notUnicode(sequence: string): BlockError {
-  const text = Buffer.from(sequence, "latin1").toString("utf8");
-  return parseError(`${text} is not a valid Unicode character`);
+  return parseError(`${fromLatin1(sequence)} is not a valid Unicode character`);
+}
+
+function fromLatin1(bytes: string): string {
+  return Buffer.from(bytes, "latin1").toString();
 }

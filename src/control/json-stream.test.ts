@@ -107,6 +107,40 @@ describe("limits", () => {
     expect(hear(pieces)[0]).toEqual({ error: "JSON token size limit exceeded" });
     expect(hear([...pieces, Buffer.from('\n{"a":1}')]).at(-1)).toEqual({ value: { a: 1 } });
   });
+
+  it("refuses it as well where all of it comes at once", () => {
+    const whole = Buffer.concat([Buffer.from('"'), Buffer.alloc(JSON_BYTES_MAX, "a"), Buffer.from('"\n[7]')]);
+    const heard = hear([whole]);
+    expect(heard[0]).toEqual({ error: "JSON token size limit exceeded" });
+    expect(heard).toContainEqual({ value: [7] });
+  });
+
+  it("quotes of a text no more than the reference", () => {
+    const message = (heard: Heard[]) => (heard[0] as { error: string }).error;
+    const keyword = message(hear([Buffer.from(`${"x".repeat(100_000)}\n`)]));
+    expect(keyword).toBe(
+      `JSON parse error, invalid keyword '${"x".repeat(1023 - "invalid keyword '".length)}`,
+    );
+    const stray = message(hear([Buffer.from(`"${"y".repeat(100_000)}\n`)]));
+    expect(stray).toBe(`JSON parse error, stray '"${"y".repeat(1023 - "stray '\"".length)}`);
+  });
+
+  it("keeps the bytes of tokens apart, whatever came before in pieces", () => {
+    const long = "l".repeat(200_000);
+    const pieces = [`["${long}`, `${long}"`, ',"sh', 'ort"', `,"${long}`, "\x01", '\n["', 'e"]'];
+    expect(hear(pieces.map((piece) => Buffer.from(piece)))).toEqual([
+      { error: expect.stringMatching(/^JSON parse error, stray '"l+$/) },
+      { value: ["e"] },
+    ]);
+    expect(
+      hear(
+        pieces
+          .slice(0, 4)
+          .concat("]")
+          .map((piece) => Buffer.from(piece)),
+      ),
+    ).toEqual([{ value: [long + long, "short"] }]);
+  });
 });
 
 describe("memory", () => {

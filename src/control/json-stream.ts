@@ -8,7 +8,7 @@
 //      dropped and an error told.
 
 import { BlockError } from "../base/errors.ts";
-import { MiB } from "../base/units.ts";
+import { KiB, MiB } from "../base/units.ts";
 import { JsonLexer, type TokenKind } from "./json-lexer.ts";
 import { parseError, parseTokens, type Token } from "./json-parser.ts";
 import type { JsonValue } from "./json-value.ts";
@@ -16,6 +16,8 @@ import type { JsonValue } from "./json-value.ts";
 export const JSON_BYTES_MAX = 64 * MiB;
 export const JSON_TOKENS_MAX = 2 * MiB;
 export const JSON_DEPTH_MAX = 1024;
+/** A token that never ends is noticed behind each piece of this size. */
+const PIECE_BYTES = 64 * KiB;
 
 /** Takes what arrives, in order: a value or what is wrong. */
 export interface JsonSink {
@@ -25,7 +27,7 @@ export interface JsonSink {
 
 export class JsonStream {
   readonly #sink: JsonSink;
-  readonly #lexer = new JsonLexer((kind, text) => this.#token(kind, text));
+  readonly #lexer = new JsonLexer((kind, text) => this.#token(kind, text), JSON_BYTES_MAX + PIECE_BYTES);
   #tokens: Token[] = [];
   #bytes = 0;
   #braces = 0;
@@ -36,9 +38,9 @@ export class JsonStream {
   }
 
   feed(bytes: Buffer): void {
-    // A token that never ends is noticed between pieces; pieces are as small as the socket's buffer.
-    this.#lexer.feed(bytes);
-    if (this.#bytes + this.#lexer.pendingBytes > JSON_BYTES_MAX) {
+    for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
+      this.#lexer.feed(bytes.subarray(at, at + PIECE_BYTES));
+      if (this.#bytes + this.#lexer.pendingBytes <= JSON_BYTES_MAX) continue;
       this.#lexer.reset();
       this.#fail(exceeded("token size"));
     }
@@ -64,7 +66,7 @@ export class JsonStream {
 
   /** Counts a token in; gives what is wrong with it or which limit it exceeds. */
   #count(kind: TokenKind, text: string): BlockError | undefined {
-    if (kind === "error") return parseError(`stray '${Buffer.from(text, "latin1").toString()}'`);
+    if (kind === "error") return parseError("stray", text);
     if (kind === "{") this.#braces++;
     if (kind === "}") this.#braces--;
     if (kind === "[") this.#brackets++;
