@@ -2,8 +2,17 @@ import { describe, expect, it } from "vitest";
 import { ManualClock } from "../src/base/clock.ts";
 import { Unread } from "./unread.ts";
 
+class CountingClock extends ManualClock {
+  timers = 0;
+
+  override after(ms: number, act: () => void): () => void {
+    this.timers++;
+    return super.after(ms, act);
+  }
+}
+
 function watched() {
-  const clock = new ManualClock();
+  const clock = new CountingClock();
   const watch = {
     unread: 0,
     looks: 0,
@@ -68,6 +77,29 @@ describe("lent data that a client may not have read", () => {
     const { looks } = watch;
     clock.advance(100_000);
     expect(watch.looks).toBe(looks);
+  });
+
+  it("costs a client that reads at once no timer for each reply", () => {
+    const { clock, released, loan, unread } = watched();
+    for (let reply = 0; reply < 1000; reply++) {
+      unread.sent(10, loan("a"));
+      unread.look();
+      if (reply % 100 === 99) clock.advance(1);
+    }
+    expect([released.length, clock.timers]).toEqual([1000, 1]);
+  });
+
+  it("is looked at soon again after a client that was slow once", () => {
+    const { clock, watch, loan, unread } = watched();
+    watch.unread = 10;
+    unread.sent(10, loan("a"));
+    clock.advance(3000);
+    watch.unread = 0;
+    unread.look();
+    unread.sent(10, loan("b"));
+    const { looks } = watch;
+    clock.advance(10);
+    expect(watch.looks).toBe(looks + 1);
   });
 
   it("is kept behind the end of the connection until the client has read, or is gone", () => {

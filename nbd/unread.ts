@@ -5,13 +5,14 @@
 //
 //   1. The kernel tells how much the client has not read: at least its bytes, often more. So what was sent
 //      less that has been read, and with it the lent data that ends before.
-//   2. The client is looked at whenever it sends something, and now and then while it is silent.
+//   2. The client is looked at whenever it sends something, and now and then while it is silent. A timer for
+//      that is not cancelled when nothing is lent any more: a fast client would have one made for each reply.
 //   3. It may go on reading when the connection has ended, so the watch goes on too.
 
 import type { Clock } from "../src/base/clock.ts";
 import type { LentData } from "./backend.ts";
 
-/** What the system knows of the unread bytes of a unix socket's client. */
+/** What the system knows of the unread bytes of a unix socket's client (as SocketWatch of the host layer). */
 export interface UnreadWatch {
   /** Bytes at the least that the client has not read; 0: none. */
   unreadBytes(): number;
@@ -42,9 +43,10 @@ export class Unread {
   sent(bytes: number, lent: LentData | undefined): void {
     this.#sent += bytes;
     if (lent === undefined) return;
+    const first = this.#lent.length === 0;
     this.#lent.push({ end: this.#sent, data: lent });
-    this.#lookMs = LOOK_MS;
-    this.#cancelTimer ??= this.#clock.after(this.#lookMs, this.#timer);
+    if (first && this.#lookMs > LOOK_MS) this.#stopTimer();
+    if (this.#cancelTimer === undefined) this.#lookIn(LOOK_MS);
   }
 
   /** Lets go of what the client has read by now. */
@@ -52,7 +54,7 @@ export class Unread {
     if (this.#lent.length === 0) return;
     const read = this.#sent - this.#watch.unreadBytes();
     while (this.#lent.length > 0 && this.#lent[0]!.end <= read) this.#lent.shift()!.data.release();
-    if (this.#lent.length === 0) this.#end();
+    if (this.#lent.length === 0 && this.#socketClosed) this.#end();
   }
 
   /** The socket was closed; what the client has not read is kept for it until it has. */
@@ -66,14 +68,21 @@ export class Unread {
   readonly #timer = () => {
     this.#cancelTimer = undefined;
     this.look();
-    if (this.#lent.length === 0) return;
-    this.#lookMs = Math.min(this.#lookMs * 2, LOOK_MS_MAX);
-    this.#cancelTimer = this.#clock.after(this.#lookMs, this.#timer);
+    if (this.#lent.length > 0) this.#lookIn(Math.min(this.#lookMs * 2, LOOK_MS_MAX));
   };
 
-  #end(): void {
+  #lookIn(ms: number): void {
+    this.#lookMs = ms;
+    this.#cancelTimer = this.#clock.after(ms, this.#timer);
+  }
+
+  #stopTimer(): void {
     this.#cancelTimer?.();
     this.#cancelTimer = undefined;
-    if (this.#socketClosed) this.#watch.close();
+  }
+
+  #end(): void {
+    this.#stopTimer();
+    this.#watch.close();
   }
 }

@@ -333,7 +333,7 @@ export class DiskFile implements HostFile {
   copyAtOnce(source: HostFile, sourceOffset: number, offset: number, bytes: number): boolean {
     if (!(source instanceof DiskFile) || bytes > INLINE_WRITE_MAX) return false;
     if (sourceOffset + bytes > source.#size) return false;
-    if (!this.#copies.areQuick || !this.#copies.isBeside(source.#copies)) return false;
+    if (!this.#copies.isBeside(source.#copies)) return false;
     const { fd } = this.#descriptor;
     if (!this.#copies.copyAtOnce(source.#descriptor.fd, sourceOffset, fd, offset, bytes)) {
       this.#refreshSize();

@@ -50,38 +50,32 @@ export class HostCopies {
     offset: number,
     bytes: number,
   ): Promise<boolean> {
-    const { copyRange } = this.#calls;
-    if (copyRange === undefined || !this.#isDue(sourceFd, fd)) return false;
+    const calls = this.#calls;
+    if (calls.copyRange === undefined || !this.#isDue(sourceFd, fd)) return false;
     for (let done = 0; done < bytes; ) {
-      const copied = await this.#calls.copyRange!(
-        sourceFd,
-        sourceOffset + done,
-        fd,
-        offset + done,
-        bytes - done,
-      );
-      if (copied <= 0) {
-        this.#pause = PAUSE;
-        return false;
-      }
+      const left = bytes - done;
+      const copied = await calls.copyRange(sourceFd, sourceOffset + done, fd, offset + done, left);
+      if (copied <= 0) return this.#failed();
       done += copied;
     }
     return true;
   }
 
-  /** The same without the thread pool. */
+  /** The same without the thread pool, where that is quick. */
   copyAtOnce(sourceFd: number, sourceOffset: number, fd: number, offset: number, bytes: number): boolean {
-    const calls = this.#calls;
-    if (!this.#isDue(sourceFd, fd)) return false;
+    if (!this.areQuick || !this.#isDue(sourceFd, fd)) return false;
     for (let done = 0; done < bytes; ) {
-      const copied = calls.copyRangeAtOnce!(sourceFd, sourceOffset + done, fd, offset + done, bytes - done);
-      if (copied <= 0) {
-        this.#pause = PAUSE;
-        return false;
-      }
+      const left = bytes - done;
+      const copied = this.#calls.copyRangeAtOnce!(sourceFd, sourceOffset + done, fd, offset + done, left);
+      if (copied <= 0) return this.#failed();
       done += copied;
     }
     return true;
+  }
+
+  #failed(): false {
+    this.#pause = PAUSE;
+    return false;
   }
 
   #isDue(sourceFd: number, fd: number): boolean {

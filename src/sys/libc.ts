@@ -16,6 +16,7 @@
 // koffi.address 0.07.
 
 import { assert } from "../base/assert.ts";
+import { setOffset } from "./file-offset.ts";
 import { Errno } from "./host-error.ts";
 import { type ForeignFunction, type Koffi, loadKoffi } from "./load-koffi.ts";
 import type { SystemCalls } from "./system-calls.ts";
@@ -218,10 +219,4 @@ class Libc implements SystemCalls {
     }
     return address;
   }
-}
-
-/** Writes a file offset, 0 or more, as a 64-bit integer at `words[at]`. */
-function setOffset(words: Uint32Array, at: number, offset: number): void {
-  words[at] = offset >>> 0;
-  words[at + 1] = Math.floor(offset / TWO_32);
 }

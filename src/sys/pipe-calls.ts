@@ -5,6 +5,7 @@
 // errno is read right after the call that failed; EINTR is repeated. In the thread pool errno is lost.
 
 import { closeSync, readSync } from "node:fs";
+import { setOffset } from "./file-offset.ts";
 import { Errno } from "./host-error.ts";
 import { type ForeignFunction, type Koffi, loadKoffi } from "./load-koffi.ts";
 
@@ -22,8 +23,8 @@ export interface PipeEnds {
 }
 
 export interface PipeCalls {
-  /** A pipe for up to `bytes` bytes, a power of two; smaller where the kernel grants no more. Or -errno. */
-  open(bytes: number): PipeEnds | number;
+  /** A pipe for `bytes` bytes, a power of two; for less where the kernel grants no more, or none. */
+  open(bytes: number): PipeEnds | undefined;
   close(ends: PipeEnds): void;
   /** Fills `pipe` from a file: bytes moved, 0 at the file's end, or -errno. */
   fill(fd: number, offset: number, pipe: PipeEnds, bytes: number): number;
@@ -31,7 +32,7 @@ export interface PipeCalls {
   fillInPool(fd: number, offset: number, pipe: PipeEnds, bytes: number): Promise<number>;
   /** Moves bytes on to a socket: as many as it takes now, or -errno. */
   empty(pipe: PipeEnds, socket: number, bytes: number): number;
-  /** Copies the next bytes out; how many, or -errno. */
+  /** Copies the next bytes out; how many. @throws what the system says */
   read(pipe: PipeEnds, buffer: Buffer, at: number, bytes: number): number;
 }
 
@@ -74,15 +75,15 @@ class LibcPipes implements PipeCalls {
     this.#offsetAddress = Number(koffi.address(this.#offset));
   }
 
-  open(bytes: number): PipeEnds | number {
-    if (this.#pipe2(this.#endsAddress, O_NONBLOCK | O_CLOEXEC) < 0) return -this.#koffi.errno();
+  open(bytes: number): PipeEnds | undefined {
+    if (this.#pipe2(this.#endsAddress, O_NONBLOCK | O_CLOEXEC) < 0) return undefined;
     const [from, to] = [this.#ends[0]!, this.#ends[1]!];
     // pipe(7): what a user without privileges may have in pipes is bounded; beyond, this fails.
     const capacity = this.#fcntl(from, F_SETPIPE_SZ, bytes);
-    if (capacity > 0) return { from, to, capacity };
-    const errno = this.#koffi.errno();
-    this.close({ from, to, capacity: 0 });
-    return -errno;
+    const ends = { from, to, capacity };
+    if (capacity > 0) return ends;
+    this.close(ends);
+    return undefined;
   }
 
   close({ from, to }: PipeEnds): void {
@@ -92,7 +93,7 @@ class LibcPipes implements PipeCalls {
 
   fill(fd: number, offset: number, pipe: PipeEnds, bytes: number): number {
     for (;;) {
-      setOffset(this.#offset, offset);
+      setOffset(this.#offset, 0, offset);
       const moved = this.#splice(fd, this.#offsetAddress, pipe.to, 0, bytes, SPLICE_F_NONBLOCK);
       if (moved >= 0) return moved;
       const errno = this.#koffi.errno();
@@ -102,7 +103,7 @@ class LibcPipes implements PipeCalls {
 
   fillInPool(fd: number, offset: number, pipe: PipeEnds, bytes: number): Promise<number> {
     const own = new Uint32Array(new ArrayBuffer(8));
-    setOffset(own, offset);
+    setOffset(own, 0, offset);
     const address = Number(this.#koffi.address(own));
     return new Promise((resolve) => {
       this.#splice.async(fd, address, pipe.to, 0, bytes, SPLICE_F_NONBLOCK, (error, moved) => {
@@ -124,9 +125,4 @@ class LibcPipes implements PipeCalls {
   read(pipe: PipeEnds, buffer: Buffer, at: number, bytes: number): number {
     return readSync(pipe.from, buffer, at, bytes, null);
   }
-}
-
-function setOffset(words: Uint32Array, offset: number): void {
-  words[0] = offset >>> 0;
-  words[1] = Math.floor(offset / 0x1_0000_0000);
 }

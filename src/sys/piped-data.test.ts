@@ -89,7 +89,7 @@ describe.skipIf(pipeCalls() === undefined)("data in pipes", () => {
       ...pool().pipes.calls!,
       open: () => {
         asked++;
-        return -1;
+        return undefined;
       },
     };
     const pipes = new PipePool(refusing, new ManualClock());

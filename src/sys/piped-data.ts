@@ -64,11 +64,11 @@ export class PipePool {
       return undefined;
     }
     const ends = this.calls.open(PIPE_BYTES);
-    if (typeof ends !== "number" && ends.capacity >= PIPE_BYTES_MIN) {
+    if (ends !== undefined && ends.capacity >= PIPE_BYTES_MIN) {
       this.#open++;
       return { ends, bytes: 0, slots: 0 };
     }
-    if (typeof ends !== "number") this.calls.close(ends);
+    if (ends !== undefined) this.calls.close(ends);
     this.#pause = PAUSE;
     return undefined;
   }
@@ -113,30 +113,23 @@ export class PipedData {
 
   /** Takes [offset, offset+bytes) of a file up at once. False: not all of it. */
   add(fd: number, offset: number, bytes: number): boolean {
-    const { calls } = this.#pool;
-    for (let done = 0; done < bytes; ) {
-      const pipe = this.#pipeFor(offset + done);
+    for (let at = offset, moved = 0; at < offset + bytes; at += moved) {
+      const pipe = this.#pipeFor(at);
       if (pipe === undefined) return false;
-      const part = Math.min(bytes - done, room(pipe, offset + done));
-      const moved = calls!.fill(fd, offset + done, pipe.ends, part);
-      if (moved <= 0) return false;
-      this.#added(pipe, offset + done, moved);
-      done += moved;
+      moved = this.#pool.calls!.fill(fd, at, pipe.ends, Math.min(offset + bytes - at, room(pipe, at)));
+      if (!this.#added(pipe, at, moved)) return false;
     }
     return true;
   }
 
   /** The same in the thread pool, for files whose data may have to come from a disk. `fd` stays open. */
   async addInPool(fd: number, offset: number, bytes: number): Promise<boolean> {
-    const { calls } = this.#pool;
-    for (let done = 0; done < bytes; ) {
-      const pipe = this.#pipeFor(offset + done);
+    for (let at = offset, moved = 0; at < offset + bytes; at += moved) {
+      const pipe = this.#pipeFor(at);
       if (pipe === undefined) return false;
-      const part = Math.min(bytes - done, room(pipe, offset + done));
-      const moved = await calls!.fillInPool(fd, offset + done, pipe.ends, part);
-      if (moved <= 0) return false;
-      this.#added(pipe, offset + done, moved);
-      done += moved;
+      const part = Math.min(offset + bytes - at, room(pipe, at));
+      moved = await this.#pool.calls!.fillInPool(fd, at, pipe.ends, part);
+      if (!this.#added(pipe, at, moved)) return false;
     }
     return true;
   }
@@ -179,10 +172,13 @@ export class PipedData {
     return pipe;
   }
 
-  #added(pipe: Pipe, offset: number, bytes: number): void {
+  /** False: nothing was, and `bytes` tells why. */
+  #added(pipe: Pipe, offset: number, bytes: number): boolean {
+    if (bytes <= 0) return false;
     pipe.bytes += bytes;
     pipe.slots += Math.floor((offset + bytes - 1) / PAGE_BYTES) - Math.floor(offset / PAGE_BYTES) + 1;
     this.bytes += bytes;
+    return true;
   }
 
   #removed(pipe: Pipe, bytes: number): void {

@@ -176,24 +176,30 @@ export class DeferredFrees {
 
   /** Frees what of the run is not lent. Nobody is lent any more of it: no entry points to it. */
   async #freeUnlent(run: FreedRun): Promise<void> {
-    const { lentRanges, refcounts } = this.#options;
-    const { clusterSize } = refcounts;
-    const isLent = (first: number, count: number) =>
-      lentRanges.overlaps(first * clusterSize, count * clusterSize);
-    if (!isLent(run.first, run.count)) {
-      await this.#free(run);
-      return;
-    }
+    const lent = this.#lentClusters(run);
+    if (lent.size === 0) return this.#free(run);
     const free: FreedRun[] = [];
     const end = run.first + run.count;
     for (let first = run.first; first < end; ) {
-      const lent = isLent(first, 1);
+      const isLent = lent.has(first);
       let count = 1;
-      while (first + count < end && isLent(first + count, 1) === lent) count++;
-      (lent ? this.#lent : free).push({ first, count, punch: run.punch });
+      while (first + count < end && lent.has(first + count) === isLent) count++;
+      (isLent ? this.#lent : free).push({ first, count, punch: run.punch });
       first += count;
     }
     for (const part of free) await this.#free(part);
+  }
+
+  #lentClusters({ first, count }: FreedRun): Set<number> {
+    const { lentRanges, refcounts } = this.#options;
+    const { clusterSize } = refcounts;
+    const clusters = new Set<number>();
+    for (const { offset, bytes } of lentRanges.meeting(first * clusterSize, count * clusterSize)) {
+      const from = Math.max(first, Math.floor(offset / clusterSize));
+      const to = Math.min(first + count, Math.ceil((offset + bytes) / clusterSize));
+      for (let cluster = from; cluster < to; cluster++) clusters.add(cluster);
+    }
+    return clusters;
   }
 
   async #free({ first, count, punch }: FreedRun): Promise<void> {

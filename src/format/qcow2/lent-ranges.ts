@@ -21,10 +21,11 @@ export class LentRanges implements Lender {
     this.#onReturned(range);
   }
 
-  /** Whether any of [offset, offset+bytes) of the file is lent. */
-  overlaps(offset: number, bytes: number): boolean {
-    for (const range of this.#ranges) if (meets(range, offset, bytes)) return true;
-    return false;
+  /** Those with a byte of [offset, offset+bytes) of the file. */
+  meeting(offset: number, bytes: number): LentRange[] {
+    const met: LentRange[] = [];
+    for (const range of this.#ranges) if (meets(range, offset, bytes)) met.push(range);
+    return met;
   }
 }
 

@@ -74,12 +74,11 @@ export class Reader {
   }
 
   async #counted(done: Promise<void>): Promise<void> {
-    const { epochs } = this.#image;
-    const epoch = epochs.begin();
+    const epoch = this.#image.epochs.begin();
     try {
       await done;
     } finally {
-      epochs.end(epoch);
+      this.#image.epochs.end(epoch);
     }
   }
 
