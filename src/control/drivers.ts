@@ -15,6 +15,7 @@ const fileFactory: DriverFactory = {
       writable: !context.readOnly,
       shareWrite: options["force-share"] === true,
       locking: options["locking"] !== "off",
+      threads: options["aio"] === "threads",
       logger: context.logger,
     }),
 };

@@ -331,6 +331,7 @@ describe("a difficult host", () => {
       cachesWrites,
       fileSystem: { type: 0, device: 0 },
       calls,
+      ring: () => undefined,
       clock: systemClock,
       locking: false,
     });

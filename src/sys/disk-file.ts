@@ -1,7 +1,6 @@
 // The real HostFile. How a request reaches the kernel:
 //
-//   read    page cache (preadv2, RWF_NOWAIT) --EAGAIN, or the rest--> thread pool (cold-reads.ts)
-//           memory file system: plain pread; host that cannot tell: pool (remembered per file)
+//   read    page cache at once; what has to come from the disk by io_uring or the pool (disk-reads.ts)
 //   write   small: pwrite at once, unless one was slow lately (inline-writes.ts) or the file system may keep
 //           its callers waiting (file-systems.ts); otherwise pool
 //   zeros, discard   fallocate at once, large ranges in pieces; zeros as data where the host lacks it
@@ -18,8 +17,8 @@ import type { Clock } from "../base/clock.ts";
 import type { Completion } from "../base/completion.ts";
 import type { BlockError } from "../base/errors.ts";
 import { KiB } from "../base/units.ts";
-import { type ColdRead, ColdReads } from "./cold-reads.ts";
 import type { Descriptor } from "./descriptor.ts";
+import { DiskReads, type DiskReadsParts, type ReadCounters } from "./disk-reads.ts";
 import { FileExtents } from "./file-extents.ts";
 import type { FileSystem } from "./file-systems.ts";
 import { GroupSync } from "./group-sync.ts";
@@ -39,7 +38,6 @@ import { Zeroing, zeroData } from "./zeroing.ts";
 // 6 : 27. At 1 MiB the pool costs as much or a third more, but meanwhile the loop serves others on another
 // core: requests of 1 MiB over a socket get 1.2 to 1.5 times the throughput. (On a busy machine it is the
 // other way round.) Merges copy elsewhere (host-copies.ts).
-const INLINE_READ_MAX = 256 * KiB;
 const INLINE_WRITE_MAX = 256 * KiB;
 const PARTS_MAX = 1024;
 
@@ -49,31 +47,21 @@ const PIPE_POOLED_BYTES_MIN = 256 * KiB;
 /** After data could not be lent it is read so many times. */
 const PIPE_PAUSE = 64;
 
-export interface DiskFileParts {
-  readonly path: string;
-  readonly descriptor: Descriptor;
+export interface DiskFileParts extends Omit<DiskReadsParts, "counters"> {
   readonly writable: boolean;
   readonly size: number;
   /** A block device: its length is fixed and requests may have to be aligned. */
   readonly blockDevice: boolean;
-  /** On tmpfs or ramfs. */
-  readonly inMemory: boolean;
   /** A small write is a copy into the page cache: it waits for nobody. */
   readonly cachesWrites: boolean;
   readonly fileSystem: FileSystem;
-  readonly calls: SystemCalls;
   readonly clock: Clock;
   /** Whether `lock` does anything. */
   readonly locking: boolean;
 }
 
-const InlineReads = { NEVER: 0, CACHED: 1, ALWAYS: 2 } as const;
-type InlineReads = (typeof InlineReads)[keyof typeof InlineReads];
-
 /** What was done on the event loop and what in the pool. */
-export interface HostFileCounters {
-  inlineReads: number;
-  pooledReads: number;
+export interface HostFileCounters extends ReadCounters {
   inlineWrites: number;
   pooledWrites: number;
   /** Reads whose data went to the client without a copy. */
@@ -85,6 +73,7 @@ export class DiskFile implements HostFile {
   readonly blockDevice: boolean;
   readonly counters: HostFileCounters = {
     inlineReads: 0,
+    ringReads: 0,
     pooledReads: 0,
     inlineWrites: 0,
     pooledWrites: 0,
@@ -100,10 +89,9 @@ export class DiskFile implements HostFile {
   readonly #sync: GroupSync;
   readonly #zeroing: Zeroing;
   readonly #copies: HostCopies;
-  readonly #coldReads: ColdReads;
+  readonly #reads: DiskReads;
   readonly #extents: FileExtents;
   #descriptor: Descriptor;
-  #inlineReads: InlineReads;
   #writable: boolean;
   #size: number;
   #pipePause = 0;
@@ -118,15 +106,11 @@ export class DiskFile implements HostFile {
     this.#locking = parts.locking;
     this.#lock = new ImageLock(parts.calls, parts.path);
     this.#inMemory = parts.inMemory;
-    this.#inlineReads = parts.inMemory ? InlineReads.ALWAYS : InlineReads.CACHED;
     this.#inlineWriteMax = parts.cachesWrites ? INLINE_WRITE_MAX : -1;
     this.#inlineWrites = new InlineWrites(parts.clock, !parts.inMemory);
     this.#sync = new GroupSync(() => this.#datasync());
     this.#copies = new HostCopies(parts.calls, parts.fileSystem);
-    this.#coldReads = new ColdReads({
-      look: (read) => this.#lookAgain(read),
-      wait: (read) => this.#readPooled(read.offset, read.done, read.bytes, read.buffer, read.at),
-    });
+    this.#reads = new DiskReads({ ...parts, counters: this.counters });
     this.#extents = new FileExtents(parts.calls);
     this.#zeroing = new Zeroing(parts.calls, parts.clock, parts.blockDevice);
   }
@@ -142,65 +126,7 @@ export class DiskFile implements HostFile {
   // --- reading ---------------------------------------------------------------------------------------------
 
   read(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
-    let done = 0;
-    if (this.#inlineReads !== InlineReads.NEVER && bytes <= INLINE_READ_MAX) {
-      done = this.#readInline(offset, bytes, buffer, at);
-      if (done === bytes) {
-        this.counters.inlineReads++;
-        return;
-      }
-      if (this.#inlineReads === InlineReads.CACHED) {
-        return this.#coldReads.read(offset, done, bytes, buffer, at);
-      }
-    }
-    return this.#readPooled(offset, done, bytes, buffer, at);
-  }
-
-  /** The rest of a read that has waited for the host's disk; false: not all of it is there yet. */
-  #lookAgain(read: ColdRead): boolean {
-    const { offset, done, bytes, buffer, at } = read;
-    read.done += this.#readInline(offset + done, bytes - done, buffer, at + done);
-    if (read.done < bytes) return false;
-    this.counters.inlineReads++;
-    return true;
-  }
-
-  /** Reads what can be had at once; less than `bytes` when the rest has to come from the disk. */
-  #readInline(offset: number, bytes: number, buffer: Buffer, at: number): number {
-    const fd = this.#descriptor.fd;
-    let done = 0;
-    while (done < bytes) {
-      const result =
-        this.#inlineReads === InlineReads.ALWAYS
-          ? this.#calls.pread(fd, offset + done, bytes - done, buffer, at + done)
-          : this.#calls.preadNoWait(fd, offset + done, bytes - done, buffer, at + done);
-      if (result > 0) done += result;
-      else if (result === 0) return zeroRest(done, bytes, buffer, at);
-      else if (result === -Errno.EAGAIN) return done;
-      else if (isUnsupported(-result) || result === -Errno.EINVAL) {
-        // The pool's read tells it if this was about something else.
-        this.#inlineReads = InlineReads.NEVER;
-        return done;
-      } else throw this.#readError(-result, offset, bytes);
-    }
-    return done;
-  }
-
-  async #readPooled(offset: number, from: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
-    this.counters.pooledReads++;
-    const descriptor = this.#descriptor;
-    descriptor.enter();
-    try {
-      let done = from;
-      while (done < bytes) {
-        const result = await descriptor.read(offset + done, bytes - done, buffer, at + done);
-        if (result > 0) done += result;
-        else if (result === 0) done = zeroRest(done, bytes, buffer, at);
-        else if (result !== -Errno.EINTR) throw this.#readError(-result, offset, bytes);
-      }
-    } finally {
-      descriptor.leave();
-    }
+    return this.#reads.read(offset, bytes, buffer, at);
   }
 
   // --- lending ---------------------------------------------------------------------------------------------
@@ -444,6 +370,7 @@ export class DiskFile implements HostFile {
       throw error;
     }
     this.#descriptor = after;
+    this.#reads.descriptor = after;
     this.#writable = writable;
     await before.close(this.path);
   }
@@ -457,10 +384,6 @@ export class DiskFile implements HostFile {
   #written(end: number): void {
     if (end > this.#size) this.#size = end;
     this.#sync.changed();
-  }
-
-  #readError(errno: number, offset: number, bytes: number): BlockError {
-    return hostError(errno, `Could not read ${bytes} bytes at offset ${offset} of '${this.path}'`);
   }
 
   #writeError(errno: number, offset: number, bytes: number): BlockError {
@@ -487,9 +410,4 @@ export class DiskFile implements HostFile {
       // The error that brought us here is the one to tell.
     }
   }
-}
-
-function zeroRest(done: number, bytes: number, buffer: Buffer, at: number): number {
-  buffer.fill(0, at + done, at + bytes);
-  return bytes;
 }

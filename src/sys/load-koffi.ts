@@ -7,6 +7,8 @@ const ARCHITECTURES = ["x64", "arm64", "riscv64", "loong64"];
 export interface Koffi {
   load(path: string | null): { func(name: string, result: string, parameters: string[]): ForeignFunction };
   address(buffer: Uint8Array | Uint32Array): bigint;
+  /** The memory at an address; nothing keeps it there. */
+  view(address: number, bytes: number): ArrayBuffer;
   errno(): number;
 }
 export interface ForeignFunction {

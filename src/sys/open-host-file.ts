@@ -14,6 +14,7 @@ import { type Clock, systemClock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
 import { type Logger, silentLogger } from "../base/logger.ts";
 import { systemCalls } from "./choose-calls.ts";
+import { ringReads } from "./choose-ring.ts";
 import { Descriptor } from "./descriptor.ts";
 import { DiskFile } from "./disk-file.ts";
 import { cachesWrites, FileSystemType, isInMemory } from "./file-systems.ts";
@@ -27,6 +28,8 @@ export interface OpenOptions {
   readonly create?: boolean | "exclusive";
   /** Whether `lock` takes locks where the host has them. Default true. */
   readonly locking?: boolean;
+  /** Never io_uring: reads that wait for the disk take the thread pool, as with QEMU's aio=threads. */
+  readonly threads?: boolean;
   readonly logger?: Logger;
   readonly clock?: Clock;
   /** For tests. */
@@ -39,7 +42,8 @@ export interface OpenOptions {
  * device
  */
 export function openHostFile(path: string, options: OpenOptions): DiskFile {
-  const calls = options.calls ?? systemCalls(options.logger ?? silentLogger);
+  const { logger = silentLogger } = options;
+  const calls = options.calls ?? systemCalls(logger);
   const what = `Could not open '${path}'`;
   let fd: number;
   try {
@@ -64,6 +68,7 @@ export function openHostFile(path: string, options: OpenOptions): DiskFile {
       cachesWrites: blockDevice || cachesWrites(type),
       fileSystem: { type, device: stats.dev },
       calls,
+      ring: options.threads === true ? () => undefined : () => ringReads(logger),
       clock: options.clock ?? systemClock,
       locking: (options.locking ?? true) && calls.complete,
     });

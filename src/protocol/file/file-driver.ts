@@ -142,6 +142,8 @@ export interface OpenFileOptions {
   readonly shareWrite?: boolean;
   /** QEMU's `locking`, false for "off". Default true. */
   readonly locking?: boolean;
+  /** QEMU's aio=threads. Default false. */
+  readonly threads?: boolean;
   readonly logger?: Logger;
   readonly clock?: Clock;
 }
