@@ -34,6 +34,10 @@ function make(): RingReads | string {
   const handlers = { woken: () => reads?.woken(), lost: () => reads?.lost() };
   const ring = openRing(koffi, PLACES, handlers);
   if (typeof ring === "string") return ring;
-  reads = new RingReads(ring);
-  return reads;
+  try {
+    reads = new RingReads(ring);
+    return reads;
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
 }

@@ -51,6 +51,8 @@ export interface Ring {
   /** Keeps the process alive until `release`. */
   hold(): void;
   release(): void;
+  /** Nothing may be under way. */
+  close(): void;
 }
 
 // linux/io_uring.h; system calls have these numbers on all architectures of load-koffi.ts.
@@ -239,6 +241,11 @@ class KernelRing implements Ring {
 
   release(): void {
     this.#watch.release();
+  }
+
+  close(): void {
+    this.#watch.close();
+    closeSync(this.#fd);
   }
 
   #nextEntry(tag: number, opcode: number): number {

@@ -3,6 +3,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { describe, expect, it } from "vitest";
 import { Prng } from "../base/prng.ts";
+import { Errno } from "./host-error.ts";
 import { NOT_TAKEN, RingReads } from "./ring-reads.ts";
 import { FakeRing } from "./testing/fake-ring.ts";
 
@@ -151,13 +152,14 @@ describe("reads of a ring", () => {
     expect(reads.ready).toBe(true);
   });
 
-  it("are refused for good by a ring that takes nothing", async () => {
+  it.each([
+    [-Errno.EPERM, "io_uring_enter: Operation not permitted"],
+    [0, "io_uring_enter: nothing was taken"],
+  ])("are not for a ring that takes nothing: %i", (answer, message) => {
     const ring = new FakeRing(4);
-    ring.answers.push(-1);
-    const reads = new RingReads(ring);
-    reads.woken();
-    expect([reads.ready, ring.prepared]).toEqual([false, 0]);
-    expect(await reads.read(FD, 0, 10, Buffer.alloc(10), 0)).toBe(NOT_TAKEN);
+    ring.answers.push(answer);
+    expect(() => new RingReads(ring)).toThrow(message);
+    expect(ring.closed).toBe(true);
   });
 
   it("are all waited for when no wake can come any more", async () => {

@@ -13,6 +13,7 @@
 //   6. When wakes can no longer come, the reads under way are waited for at once.
 
 import { assert } from "../base/assert.ts";
+import { errnoText } from "./host-error.ts";
 import type { Ring } from "./ring-calls.ts";
 
 /** The read never got to the kernel: it can be done in another way. Not a result of any call. */
@@ -42,6 +43,7 @@ export class RingReads {
   #inFlight = 0;
   #submitting = false;
 
+  /** Takes the ring over. @throws Error when the kernel takes no entry */
   constructor(ring: Ring) {
     this.#ring = ring;
     this.#places = new Array(ring.places).fill(undefined);
@@ -49,9 +51,10 @@ export class RingReads {
     for (let tag = ring.places - 1; tag >= 0; tag--) this.#free.push(tag);
     this.#proof = ring.places;
     ring.prepareNothing(this.#proof);
-    if (ring.submit() === 1) return;
-    ring.withdraw(() => {});
-    this.#state = State.LOST;
+    const taken = ring.submit();
+    if (taken === 1) return;
+    ring.close();
+    throw new Error(`io_uring_enter: ${taken === 0 ? "nothing was taken" : errnoText(-taken)}`);
   }
 
   /** Whether reads may come. */

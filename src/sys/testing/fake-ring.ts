@@ -23,6 +23,7 @@ export class FakeRing implements Ring {
   submits = 0;
   waits = 0;
   held = false;
+  closed = false;
   /** Called when a thread would stop. */
   onWait: () => void = () => {};
 
@@ -69,6 +70,10 @@ export class FakeRing implements Ring {
 
   release(): void {
     this.held = false;
+  }
+
+  close(): void {
+    this.closed = true;
   }
 
   /** The kernel is done with an entry. What is read is the low byte of the offset. */
