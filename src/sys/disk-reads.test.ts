@@ -80,6 +80,23 @@ describe("a read that waits for the disk", () => {
     },
   );
 
+  it("leaves most of the ring to other files when the host does not answer", async () => {
+    const hung = new FakeRing(100);
+    let answer = () => {};
+    hung.held = new Promise((resolve) => {
+      answer = resolve;
+    });
+    const { descriptor, counters, content } = opened(hung);
+    const waiting = Array.from({ length: 64 }, () => content(4, 4));
+    expect(await content(4, 4)).toBe(".cold.");
+    expect([hung.asked.length, counters.pooledReads]).toEqual([64, 1]);
+    answer();
+    expect(new Set(await Promise.all(waiting))).toEqual(new Set([".cold."]));
+    expect(await content(4, 4)).toBe(".cold.");
+    expect([hung.asked.length, counters.pooledReads]).toEqual([65, 1]);
+    await descriptor.close(path);
+  });
+
   it("fails with the disk's error, and leaves the descriptor", async () => {
     const { descriptor, counters, content } = opened(new FakeRing(2, [2, -Errno.EIO]));
     await expect(content(4, 4)).rejects.toMatchObject({

@@ -1,7 +1,8 @@
 // How a read of a host file reaches the kernel:
 //
 //   page cache (preadv2, RWF_NOWAIT) --EAGAIN, or the rest--> io_uring (ring-reads.ts)
-//                                                    no ring: thread pool, a few at a time (cold-reads.ts)
+//                                    no ring, or the file's share of it is taken: thread pool, a few at a
+//                                    time (cold-reads.ts)
 //   large: thread pool
 //   memory file system: plain pread; host that cannot tell what is cached: pool (remembered per file)
 //
@@ -10,6 +11,8 @@
 //   2. The descriptor that it began on stays open so long.
 //   3. Of what the ring says EIO alone is taken for the file's error: all others may be about the ring, so
 //      the pool is asked.
+//   4. One file has a share of the ring, as of the pool: where its host does not answer, the reads of others
+//      go on.
 
 import type { Completion } from "../base/completion.ts";
 import type { BlockError } from "../base/errors.ts";
@@ -22,6 +25,9 @@ import type { SystemCalls } from "./system-calls.ts";
 
 // What is larger takes the pool: see INLINE_WRITE_MAX in disk-file.ts.
 const INLINE_READ_MAX = 256 * KiB;
+
+/** Reads of one file in the ring: a quarter of its places. */
+const IN_RING_MAX = 64;
 
 const InlineReads = { NEVER: 0, CACHED: 1, ALWAYS: 2 } as const;
 type InlineReads = (typeof InlineReads)[keyof typeof InlineReads];
@@ -56,6 +62,7 @@ export class DiskReads {
   readonly #counters: ReadCounters;
   readonly #coldReads: ColdReads;
   #inlineReads: InlineReads;
+  #inRing = 0;
 
   constructor(parts: DiskReadsParts) {
     this.descriptor = parts.descriptor;
@@ -89,7 +96,9 @@ export class DiskReads {
     const ring = this.#ring();
     descriptor.enter();
     try {
-      if (ring?.ready !== true) return await this.#coldReads.read(offset, from, bytes, buffer, at);
+      if (ring?.ready !== true || this.#inRing >= IN_RING_MAX) {
+        return await this.#coldReads.read(offset, from, bytes, buffer, at);
+      }
       const done = await this.#readByRing(ring, offset, from, bytes, buffer, at);
       if (done < bytes) await this.#readPooled(offset, done, bytes, buffer, at);
     } finally {
@@ -107,14 +116,19 @@ export class DiskReads {
     at: number,
   ): Promise<number> {
     this.#counters.ringReads++;
+    this.#inRing++;
     const { fd } = this.descriptor;
     let done = from;
-    while (done < bytes) {
-      const result = await ring.read(fd, offset + done, bytes - done, buffer, at + done);
-      if (result > 0) done += result;
-      else if (result === 0) return zeroRest(done, bytes, buffer, at);
-      else if (result === -Errno.EIO) throw this.#error(Errno.EIO, offset, bytes);
-      else break;
+    try {
+      while (done < bytes) {
+        const result = await ring.read(fd, offset + done, bytes - done, buffer, at + done);
+        if (result > 0) done += result;
+        else if (result === 0) return zeroRest(done, bytes, buffer, at);
+        else if (result === -Errno.EIO) throw this.#error(Errno.EIO, offset, bytes);
+        else break;
+      }
+    } finally {
+      this.#inRing--;
     }
     return done;
   }
