@@ -16,7 +16,7 @@ import { type OpenOptions, openHostFile } from "./open-host-file.ts";
 import { portableCalls } from "./portable-calls.ts";
 import type { RingReads } from "./ring-reads.ts";
 import type { SystemCalls } from "./system-calls.ts";
-import { LIBC, temporaryDirectory } from "./testing/places.ts";
+import { LIBC, OUTSIDE_OF_100, temporaryDirectory } from "./testing/places.ts";
 
 const directory = temporaryDirectory();
 afterAll(() => directory.remove());
@@ -86,15 +86,7 @@ describe.skipIf(ring === undefined)("a ring", () => {
 
   it("never hands the kernel memory outside of a buffer", async () => {
     const reads = await untilReady(ring!);
-    const ranges: [number, number][] = [
-      [-1, 10],
-      [0, 101],
-      [91, 10],
-      [Number.NaN, 1],
-      [0, Number.NaN],
-      [0, -1],
-    ];
-    for (const [at, bytes] of ranges) {
+    for (const [at, bytes] of OUTSIDE_OF_100) {
       await expect(reads.read(fd, 0, bytes, Buffer.alloc(100), at)).rejects.toThrow(/outside of its buffer/);
     }
     expect(reads.inFlight).toBe(0);

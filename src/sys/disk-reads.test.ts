@@ -27,17 +27,25 @@ class FakeRing implements WaitingReads {
   readonly asked: [offset: number, bytes: number][] = [];
   readonly #most: number;
   readonly #errors: number[];
-  /** Reads wait for it. */
-  held: Promise<void> = Promise.resolve();
+  #held: Promise<void> = Promise.resolve();
 
   constructor(most: number, errors: number[] = []) {
     this.#most = most;
     this.#errors = errors;
   }
 
+  /** Reads wait until the result is called. */
+  hold(): () => void {
+    let go = () => {};
+    this.#held = new Promise((resolve) => {
+      go = resolve;
+    });
+    return go;
+  }
+
   async read(fd: number, offset: number, bytes: number, buffer: Buffer, at: number): Promise<number> {
     this.asked.push([offset, bytes]);
-    await this.held;
+    await this.#held;
     return this.#errors.shift() ?? portableCalls.pread(fd, offset, Math.min(bytes, this.#most), buffer, at);
   }
 }
@@ -82,10 +90,7 @@ describe("a read that waits for the disk", () => {
 
   it("leaves most of the ring to other files when the host does not answer", async () => {
     const hung = new FakeRing(100);
-    let answer = () => {};
-    hung.held = new Promise((resolve) => {
-      answer = resolve;
-    });
+    const answer = hung.hold();
     const { descriptor, counters, content } = opened(hung);
     const waiting = Array.from({ length: 64 }, () => content(4, 4));
     expect(await content(4, 4)).toBe(".cold.");
@@ -118,10 +123,7 @@ describe("a read that waits for the disk", () => {
 
   it("keeps its descriptor open, in the ring, in the pool and parked", async () => {
     const ring = new FakeRing(100);
-    let go = () => {};
-    ring.held = new Promise((resolve) => {
-      go = resolve;
-    });
+    const go = ring.hold();
     const { descriptor, counters, content } = opened(ring);
     const inRing = content(4, 4);
     ring.ready = false;

@@ -99,7 +99,7 @@ export class DiskReads {
       if (ring?.ready !== true || this.#inRing >= IN_RING_MAX) {
         return await this.#coldReads.read(offset, from, bytes, buffer, at);
       }
-      const done = await this.#readByRing(ring, offset, from, bytes, buffer, at);
+      const done = await this.#readByRing(ring, descriptor.fd, offset, from, bytes, buffer, at);
       if (done < bytes) await this.#readPooled(offset, done, bytes, buffer, at);
     } finally {
       descriptor.leave();
@@ -109,6 +109,7 @@ export class DiskReads {
   /** How many of the bytes are there when the ring can do no more. */
   async #readByRing(
     ring: WaitingReads,
+    fd: number,
     offset: number,
     from: number,
     bytes: number,
@@ -117,7 +118,6 @@ export class DiskReads {
   ): Promise<number> {
     this.#counters.ringReads++;
     this.#inRing++;
-    const { fd } = this.descriptor;
     let done = from;
     try {
       while (done < bytes) {

@@ -10,13 +10,15 @@
 import { closeSync } from "node:fs";
 import { Socket } from "node:net";
 import type { ForeignFunction, Koffi } from "./load-koffi.ts";
+import { pipeCalls } from "./pipe-calls.ts";
 
 // sys/eventfd.h, linux/fcntl.h
 const EFD_NONBLOCK = 0o4000;
 const EFD_CLOEXEC = 0o2000000;
-const O_NONBLOCK = 0o4000;
 const O_CLOEXEC = 0o2000000;
 const COUNTER_BYTES = 8;
+/** Of a pipe that nothing goes through: the least. */
+const PIPE_BYTES = 4096;
 
 export interface EventWatchHandlers {
   /** One or more events. */
@@ -38,11 +40,10 @@ export class EventWatch {
   static open(koffi: Koffi, handlers: EventWatchHandlers): EventWatch {
     const library = koffi.load(null);
     const eventfd = library.func("eventfd", "int", ["uint", "int"]);
-    const pipe2 = library.func("pipe2", "int", ["uintptr", "int"]);
     const dup3 = library.func("dup3", "int", ["int", "int", "int"]);
-    const ends = new Uint32Array(new ArrayBuffer(8));
-    if (pipe2(Number(koffi.address(ends)), O_NONBLOCK | O_CLOEXEC) < 0) throw new Error("no pipe");
-    const [from, to] = [ends[0]!, ends[1]!];
+    const ends = pipeCalls()?.open(PIPE_BYTES);
+    if (ends === undefined) throw new Error("no pipe");
+    const { from, to } = ends;
     let stream: Socket | undefined;
     try {
       stream = streamOf(from, handlers);

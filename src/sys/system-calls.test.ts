@@ -2,7 +2,7 @@ import { spawnSync } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import type { Logger } from "../base/logger.ts";
-import { LIBC } from "./testing/places.ts";
+import { LIBC, OUTSIDE_OF_100 } from "./testing/places.ts";
 
 function recordingLogger(): { logger: Logger; warnings: string[] } {
   const warnings: string[] = [];
@@ -36,15 +36,7 @@ it.skipIf(LIBC === undefined)("uses the C library otherwise, without a word", as
 it.skipIf(LIBC === undefined)("never hands the kernel memory outside of a buffer", () => {
   const memory = Buffer.alloc(100);
   const fd = 0;
-  const ranges: [number, number][] = [
-    [-1, 10],
-    [0, 101],
-    [91, 10],
-    [Number.NaN, 1],
-    [0, Number.NaN],
-    [0, -1],
-  ];
-  for (const [at, bytes] of ranges) {
+  for (const [at, bytes] of OUTSIDE_OF_100) {
     expect(() => LIBC!.pread(fd, 0, bytes, memory, at)).toThrow(/outside of its buffer/);
     expect(() => LIBC!.pwrite(fd, 0, bytes, memory, at)).toThrow(/outside of its buffer/);
   }

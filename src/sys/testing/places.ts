@@ -1,4 +1,4 @@
-// Where tests of host files put them, and which foreign programs they find.
+// Where tests of host files put them, which foreign programs they find, and ranges that no call may take.
 
 import { spawnSync } from "node:child_process";
 import { accessSync, constants, mkdtempSync, rmSync, statfsSync } from "node:fs";
@@ -40,6 +40,16 @@ export const BOTH_CALLS: readonly (readonly [string, SystemCalls])[] = [
 export const PLACES: readonly (readonly [string, string])[] = [
   ["the temporary directory", tmpdir()],
   ...(MEMORY_PLACE === undefined ? [] : [["a memory file system", MEMORY_PLACE] as const]),
+];
+
+/** Ranges that are not inside of a buffer of 100 bytes: where they begin, and their bytes. */
+export const OUTSIDE_OF_100: readonly (readonly [at: number, bytes: number])[] = [
+  [-1, 10],
+  [0, 101],
+  [91, 10],
+  [Number.NaN, 1],
+  [0, Number.NaN],
+  [0, -1],
 ];
 
 export function hasProgram(name: string): boolean {
