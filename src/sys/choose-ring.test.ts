@@ -1,20 +1,30 @@
 // The real ring. Where the machine refuses io_uring these tests show the way without it instead.
 
-import { closeSync, fdatasyncSync, ftruncateSync, openSync, readSync, statfsSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  fdatasyncSync,
+  ftruncateSync,
+  openSync,
+  readFileSync,
+  readSync,
+  statfsSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { type Clock, systemClock } from "../base/clock.ts";
 import type { Logger } from "../base/logger.ts";
 import { Prng } from "../base/prng.ts";
 import { KiB, MiB, TiB } from "../base/units.ts";
-import { ringReads } from "./choose-ring.ts";
+import { hostRing } from "./choose-ring.ts";
 import type { DiskFile } from "./disk-file.ts";
 import { isInMemory } from "./file-systems.ts";
 import { Errno } from "./host-error.ts";
 import { type ForeignFunction, loadKoffi } from "./load-koffi.ts";
 import { type OpenOptions, openHostFile } from "./open-host-file.ts";
 import { portableCalls } from "./portable-calls.ts";
-import type { RingReads } from "./ring-reads.ts";
+import type { RingOperations } from "./ring-operations.ts";
 import type { SystemCalls } from "./system-calls.ts";
 import { LIBC, OUTSIDE_OF_100, temporaryDirectory } from "./testing/places.ts";
 
@@ -27,7 +37,7 @@ function recordingLogger(): { logger: Logger; lines: string[] } {
   return { logger: { debug: record, info: record, warn: record, error: record }, lines };
 }
 
-async function untilReady(ring: RingReads): Promise<RingReads> {
+async function untilReady(ring: RingOperations): Promise<RingOperations> {
   while (!ring.ready) await setImmediate();
   return ring;
 }
@@ -44,10 +54,10 @@ function dropCache(fd: number): void {
 }
 
 const found = recordingLogger();
-const ring = ringReads(found.logger);
+const ring = hostRing(found.logger);
 
 it("says in one line of the log that there is no ring, and nothing when there is one", () => {
-  ringReads(found.logger);
+  hostRing(found.logger);
   expect(found.lines).toEqual(ring === undefined ? [expect.stringMatching(/^no io_uring \(.+\): /)] : []);
 });
 
@@ -62,8 +72,8 @@ describe("without a ring", () => {
     vi.stubEnv(name, "1");
     const fresh = await import("./choose-ring.ts");
     const { logger, lines } = recordingLogger();
-    expect([fresh.ringReads(logger), fresh.ringReads(logger)]).toEqual([undefined, undefined]);
-    expect(lines).toEqual([`no io_uring (${reason}): reads that wait for a disk take the thread pool`]);
+    expect([fresh.hostRing(logger), fresh.hostRing(logger)]).toEqual([undefined, undefined]);
+    expect(lines).toEqual([`no io_uring (${reason}): what waits for a disk takes the thread pool`]);
   });
 });
 
@@ -163,6 +173,42 @@ describe("a host file on a disk", () => {
       if (options.threads === true || ring === undefined) expect(byRing).toBe(0);
       else if (options.calls === lost) expect(byRing).toBeGreaterThan(400);
     }
+    await file.close();
+  });
+
+  it("has what was written, large and small, many at a time and slowly", async () => {
+    if (ring !== undefined) await untilReady(ring);
+    const path = join(directory.path, "written");
+    // Each look at the clock shows later: every write on the loop looks slow.
+    let nowMs = 0;
+    const clock: Clock = { ...systemClock, nowMs: () => (nowMs += 0.1) };
+    const file = openHostFile(path, { writable: true, create: true, clock });
+    const prng = new Prng(seed);
+    const model = Buffer.alloc(size);
+    for (let round = 0; round < 40; round++) {
+      const all: Promise<void>[] = [];
+      // One behind the other, with gaps: what overlaps may come in any order.
+      for (let at = prng.below(9000); at < size; at += prng.below(60 * KiB)) {
+        const bytes = prng.chance(0.05) ? 300 * KiB + prng.below(400 * KiB) : 1 + prng.below(9000);
+        if (at + bytes > size) break;
+        const data = prng.fill(Buffer.alloc(bytes + 7));
+        data.copy(model, at, 7);
+        all.push((async (offset: number) => file.write(offset, bytes, data, 7))(at));
+        at += bytes;
+      }
+      await Promise.all(all);
+    }
+    const content = readFileSync(path);
+    expect(content.equals(model.subarray(0, content.length)), `seed ${seed}`).toBe(true);
+    expect([file.size, model.subarray(content.length).every((byte) => byte === 0)]).toEqual([
+      content.length,
+      true,
+    ]);
+    const { ringWrites, pooledWrites, inlineWrites } = file.counters;
+    expect(inlineWrites).toBeGreaterThan(0);
+    if (ring === undefined) expect([ringWrites, pooledWrites > 0]).toEqual([0, true]);
+    else if (isInMemory(statfsSync(path).type)) expect(ringWrites).toBeGreaterThan(10);
+    else expect(ringWrites).toBeGreaterThan(500);
     await file.close();
   });
 

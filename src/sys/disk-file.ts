@@ -1,8 +1,8 @@
 // The real HostFile. How a request reaches the kernel:
 //
 //   read    page cache at once; what has to come from the disk by io_uring or the pool (disk-reads.ts)
-//   write   small: pwrite at once, unless one was slow lately (inline-writes.ts) or the file system may keep
-//           its callers waiting (file-systems.ts); otherwise pool
+//   write   small: pwrite at once, unless it would keep the loop waiting; otherwise io_uring or the pool
+//           (disk-writes.ts)
 //   zeros, discard   fallocate at once, large ranges in pieces; zeros as data where the host lacks it
 //   sync    pool, in groups (group-sync.ts)
 //
@@ -18,7 +18,8 @@ import type { Completion } from "../base/completion.ts";
 import type { BlockError } from "../base/errors.ts";
 import { KiB } from "../base/units.ts";
 import type { Descriptor } from "./descriptor.ts";
-import { DiskReads, type DiskReadsParts, type ReadCounters } from "./disk-reads.ts";
+import { DiskReads } from "./disk-reads.ts";
+import { DiskWrites, type HostFileCounters, INLINE_WRITE_MAX } from "./disk-writes.ts";
 import { FileExtents } from "./file-extents.ts";
 import type { FileSystem } from "./file-systems.ts";
 import { GroupSync } from "./group-sync.ts";
@@ -26,20 +27,11 @@ import { HostCopies } from "./host-copies.ts";
 import { Errno, fsError, hostError, isUnsupported } from "./host-error.ts";
 import type { HostExtent, HostFile, LockRequest } from "./host-file.ts";
 import { ImageLock } from "./image-lock.ts";
-import { InlineWrites } from "./inline-writes.ts";
 import type { PipedData } from "./piped-data.ts";
-import { remainingParts } from "./portable-calls.ts";
 import { reopen } from "./reopen.ts";
+import { type Ring, RingShare } from "./ring-share.ts";
 import type { SystemCalls } from "./system-calls.ts";
 import { Zeroing, zeroData } from "./zeroing.ts";
-
-// What is larger takes the pool. Up to here a copy costs less than the way to a thread and back: in us of CPU
-// at depth 4, inline against pool, on ext4 reads of 4 KiB 1.0 : 23, of 64 KiB 4.4 : 23, writes 3.8 : 20 and
-// 6 : 27. At 1 MiB the pool costs as much or a third more, but meanwhile the loop serves others on another
-// core: requests of 1 MiB over a socket get 1.2 to 1.5 times the throughput. (On a busy machine it is the
-// other way round.) Merges copy elsewhere (host-copies.ts).
-const INLINE_WRITE_MAX = 256 * KiB;
-const PARTS_MAX = 1024;
 
 // What is lent instead of read: below, a copy costs less than the calls, in the pool less than the way there.
 const PIPE_BYTES_MIN = 64 * KiB;
@@ -47,25 +39,24 @@ const PIPE_POOLED_BYTES_MIN = 256 * KiB;
 /** After data could not be lent it is read so many times. */
 const PIPE_PAUSE = 64;
 
-export interface DiskFileParts extends Omit<DiskReadsParts, "counters"> {
+export interface DiskFileParts {
+  readonly path: string;
+  readonly descriptor: Descriptor;
   readonly writable: boolean;
   readonly size: number;
   /** A block device: its length is fixed and requests may have to be aligned. */
   readonly blockDevice: boolean;
+  /** On tmpfs or ramfs. */
+  readonly inMemory: boolean;
   /** A small write is a copy into the page cache: it waits for nobody. */
   readonly cachesWrites: boolean;
   readonly fileSystem: FileSystem;
+  readonly calls: SystemCalls;
+  /** Asked for when something has to wait for the disk. */
+  readonly ring: () => Ring | undefined;
   readonly clock: Clock;
   /** Whether `lock` does anything. */
   readonly locking: boolean;
-}
-
-/** What was done on the event loop and what in the pool. */
-export interface HostFileCounters extends ReadCounters {
-  inlineWrites: number;
-  pooledWrites: number;
-  /** Reads whose data went to the client without a copy. */
-  pipedReads: number;
 }
 
 export class DiskFile implements HostFile {
@@ -76,20 +67,19 @@ export class DiskFile implements HostFile {
     ringReads: 0,
     pooledReads: 0,
     inlineWrites: 0,
+    ringWrites: 0,
     pooledWrites: 0,
     pipedReads: 0,
   };
 
-  readonly #calls: SystemCalls;
   readonly #lock: ImageLock;
   readonly #locking: boolean;
   readonly #inMemory: boolean;
-  readonly #inlineWriteMax: number;
-  readonly #inlineWrites: InlineWrites;
   readonly #sync: GroupSync;
   readonly #zeroing: Zeroing;
   readonly #copies: HostCopies;
   readonly #reads: DiskReads;
+  readonly #writes: DiskWrites;
   readonly #extents: FileExtents;
   #descriptor: Descriptor;
   #writable: boolean;
@@ -102,15 +92,18 @@ export class DiskFile implements HostFile {
     this.#descriptor = parts.descriptor;
     this.#writable = parts.writable;
     this.#size = parts.size;
-    this.#calls = parts.calls;
     this.#locking = parts.locking;
     this.#lock = new ImageLock(parts.calls, parts.path);
     this.#inMemory = parts.inMemory;
-    this.#inlineWriteMax = parts.cachesWrites ? INLINE_WRITE_MAX : -1;
-    this.#inlineWrites = new InlineWrites(parts.clock, !parts.inMemory);
     this.#sync = new GroupSync(() => this.#datasync());
     this.#copies = new HostCopies(parts.calls, parts.fileSystem);
-    this.#reads = new DiskReads({ ...parts, counters: this.counters });
+    const shared = { ...parts, counters: this.counters, ring: new RingShare(parts.ring) };
+    this.#reads = new DiskReads(shared);
+    this.#writes = new DiskWrites({
+      ...shared,
+      written: (end) => this.#written(end),
+      failed: () => this.#refreshSize(),
+    });
     this.#extents = new FileExtents(parts.calls);
     this.#zeroing = new Zeroing(parts.calls, parts.clock, parts.blockDevice);
   }
@@ -166,66 +159,11 @@ export class DiskFile implements HostFile {
   // --- writing ---------------------------------------------------------------------------------------------
 
   write(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
-    const beganMs = bytes <= this.#inlineWriteMax ? this.#inlineWrites.begin() : -1;
-    if (beganMs < 0) return this.#writePooled(offset, bytes, buffer, at);
-    this.counters.inlineWrites++;
-    const fd = this.#descriptor.fd;
-    for (let done = 0; done < bytes; ) {
-      const result = this.#calls.pwrite(fd, offset + done, bytes - done, buffer, at + done);
-      if (result <= 0) throw this.#writeError(-result, offset, bytes);
-      done += result;
-    }
-    this.#inlineWrites.finished(beganMs);
-    this.#written(offset + bytes);
-  }
-
-  #writePooled(offset: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
-    return this.#untilWritten(offset, bytes, (descriptor, done) =>
-      descriptor.write(offset + done, bytes - done, buffer, at + done),
-    );
+    return this.#writes.write(offset, bytes, buffer, at);
   }
 
   writeVector(offset: number, parts: readonly Buffer[]): Completion {
-    let bytes = 0;
-    for (const part of parts) bytes += part.length;
-    const beganMs = bytes <= this.#inlineWriteMax ? this.#inlineWrites.begin() : -1;
-    if (beganMs < 0) return this.#writeVectorPooled(offset, parts, bytes);
-    this.counters.inlineWrites++;
-    const fd = this.#descriptor.fd;
-    for (let done = 0; done < bytes; ) {
-      const result = this.#calls.pwritev(fd, offset + done, parts, done);
-      if (result <= 0) throw this.#writeError(-result, offset, bytes);
-      done += result;
-    }
-    this.#inlineWrites.finished(beganMs);
-    this.#written(offset + bytes);
-  }
-
-  #writeVectorPooled(offset: number, parts: readonly Buffer[], bytes: number): Promise<void> {
-    return this.#untilWritten(offset, bytes, (descriptor, done) =>
-      descriptor.writev(offset + done, remainingParts(parts, done).slice(0, PARTS_MAX)),
-    );
-  }
-
-  /** Repeats a step in the pool until all is written, on one descriptor, which stays open meanwhile. */
-  async #untilWritten(
-    offset: number,
-    bytes: number,
-    step: (descriptor: Descriptor, done: number) => Promise<number>,
-  ): Promise<void> {
-    this.counters.pooledWrites++;
-    const descriptor = this.#descriptor;
-    descriptor.enter();
-    try {
-      for (let done = 0; done < bytes; ) {
-        const result = await step(descriptor, done);
-        if (result > 0) done += result;
-        else if (result !== -Errno.EINTR) throw this.#writeError(-result, offset, bytes);
-      }
-      this.#written(offset + bytes);
-    } finally {
-      descriptor.leave();
-    }
+    return this.#writes.writeVector(offset, parts);
   }
 
   // --- copies inside the host ------------------------------------------------------------------------------
@@ -371,6 +309,7 @@ export class DiskFile implements HostFile {
     }
     this.#descriptor = after;
     this.#reads.descriptor = after;
+    this.#writes.descriptor = after;
     this.#writable = writable;
     await before.close(this.path);
   }
@@ -384,15 +323,6 @@ export class DiskFile implements HostFile {
   #written(end: number): void {
     if (end > this.#size) this.#size = end;
     this.#sync.changed();
-  }
-
-  #writeError(errno: number, offset: number, bytes: number): BlockError {
-    this.#refreshSize();
-    // A write that takes nothing and names no reason has no space.
-    return hostError(
-      errno === 0 ? Errno.ENOSPC : errno,
-      `Could not write ${bytes} bytes at offset ${offset} of '${this.path}'`,
-    );
   }
 
   #zeroError(errno: number, offset: number, bytes: number): BlockError {

@@ -2,12 +2,14 @@ import { openSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { Descriptor } from "./descriptor.ts";
-import { DiskReads, type ReadCounters, type WaitingReads } from "./disk-reads.ts";
+import { DiskReads, type ReadCounters } from "./disk-reads.ts";
 import { Errno } from "./host-error.ts";
 import { portableCalls } from "./portable-calls.ts";
-import { NOT_TAKEN } from "./ring-reads.ts";
+import { NOT_TAKEN } from "./ring-operations.ts";
+import { RingShare } from "./ring-share.ts";
 import type { SystemCalls } from "./system-calls.ts";
 import { temporaryDirectory } from "./testing/places.ts";
+import { StingyRing } from "./testing/stingy-ring.ts";
 
 const directory = temporaryDirectory();
 afterAll(() => directory.remove());
@@ -21,39 +23,17 @@ const halfCached: SystemCalls = {
     offset >= 4 ? -Errno.EAGAIN : portableCalls.pread(fd, offset, Math.min(bytes, 4 - offset), buffer, at),
 };
 
-/** Answers with `errors` first, then reads `most` bytes at the most. */
-class FakeRing implements WaitingReads {
-  ready = true;
-  readonly asked: [offset: number, bytes: number][] = [];
-  readonly #most: number;
-  readonly #errors: number[];
-  #held: Promise<void> = Promise.resolve();
-
-  constructor(most: number, errors: number[] = []) {
-    this.#most = most;
-    this.#errors = errors;
-  }
-
-  /** Reads wait until the result is called. */
-  hold(): () => void {
-    let go = () => {};
-    this.#held = new Promise((resolve) => {
-      go = resolve;
-    });
-    return go;
-  }
-
-  async read(fd: number, offset: number, bytes: number, buffer: Buffer, at: number): Promise<number> {
-    this.asked.push([offset, bytes]);
-    await this.#held;
-    return this.#errors.shift() ?? portableCalls.pread(fd, offset, Math.min(bytes, this.#most), buffer, at);
-  }
-}
-
-function opened(ring: WaitingReads | undefined) {
+function opened(ring: StingyRing | undefined) {
   const descriptor = new Descriptor(openSync(path, "r"));
   const counters: ReadCounters = { inlineReads: 0, ringReads: 0, pooledReads: 0 };
-  const parts = { path, descriptor, inMemory: false, calls: halfCached, ring: () => ring, counters };
+  const parts = {
+    path,
+    descriptor,
+    inMemory: false,
+    calls: halfCached,
+    ring: new RingShare(() => ring),
+    counters,
+  };
   const reads = new DiskReads(parts);
   const content = async (offset: number, bytes: number): Promise<string> => {
     const buffer = Buffer.alloc(bytes + 2, ".");
@@ -65,7 +45,7 @@ function opened(ring: WaitingReads | undefined) {
 
 describe("a read that waits for the disk", () => {
   it("goes on in the ring behind what the page cache has, in as many steps as it takes", async () => {
-    const ring = new FakeRing(3);
+    const ring = new StingyRing(3);
     const { descriptor, counters, content } = opened(ring);
     expect(await content(0, 10)).toBe(".warmcold\0\0.");
     expect(ring.asked).toEqual([
@@ -81,7 +61,7 @@ describe("a read that waits for the disk", () => {
   it.each([-Errno.EAGAIN, -Errno.EINTR, -Errno.EINVAL, -Errno.ECANCELED, NOT_TAKEN])(
     "is done by the pool when the ring says %i",
     async (result) => {
-      const { descriptor, counters, content } = opened(new FakeRing(2, [result]));
+      const { descriptor, counters, content } = opened(new StingyRing(2, [result]));
       expect(await content(2, 10)).toBe(".rmcold\0\0\0\0.");
       expect(counters).toEqual({ inlineReads: 0, ringReads: 1, pooledReads: 1 });
       await descriptor.close(path);
@@ -89,7 +69,7 @@ describe("a read that waits for the disk", () => {
   );
 
   it("leaves most of the ring to other files when the host does not answer", async () => {
-    const hung = new FakeRing(100);
+    const hung = new StingyRing(100);
     const answer = hung.hold();
     const { descriptor, counters, content } = opened(hung);
     const waiting = Array.from({ length: 64 }, () => content(4, 4));
@@ -103,7 +83,7 @@ describe("a read that waits for the disk", () => {
   });
 
   it("fails with the disk's error, and leaves the descriptor", async () => {
-    const { descriptor, counters, content } = opened(new FakeRing(2, [2, -Errno.EIO]));
+    const { descriptor, counters, content } = opened(new StingyRing(2, [2, -Errno.EIO]));
     await expect(content(4, 4)).rejects.toMatchObject({
       code: "EIO",
       message: `Could not read 4 bytes at offset 4 of '${path}': Input/output error`,
@@ -113,7 +93,7 @@ describe("a read that waits for the disk", () => {
   });
 
   it.each([true, false])("takes the pool where no ring is ready; there is one: %s", async (exists) => {
-    const ring = new FakeRing(100);
+    const ring = new StingyRing(100);
     ring.ready = false;
     const { descriptor, counters, content } = opened(exists ? ring : undefined);
     expect(await content(0, 8)).toBe(".warmcold.");
@@ -122,7 +102,7 @@ describe("a read that waits for the disk", () => {
   });
 
   it("keeps its descriptor open, in the ring, in the pool and parked", async () => {
-    const ring = new FakeRing(100);
+    const ring = new StingyRing(100);
     const go = ring.hold();
     const { descriptor, counters, content } = opened(ring);
     const inRing = content(4, 4);

@@ -1,8 +1,8 @@
 // How a read of a host file reaches the kernel:
 //
-//   page cache (preadv2, RWF_NOWAIT) --EAGAIN, or the rest--> io_uring (ring-reads.ts)
-//                                    no ring, or the file's share of it is taken: thread pool, a few at a
-//                                    time (cold-reads.ts)
+//   page cache (preadv2, RWF_NOWAIT) --EAGAIN, or the rest--> io_uring (ring-operations.ts)
+//                                    no ring, or the file's share of it is taken (ring-share.ts): thread
+//                                    pool, a few at a time (cold-reads.ts)
 //   large: thread pool
 //   memory file system: plain pread; host that cannot tell what is cached: pool (remembered per file)
 //
@@ -11,8 +11,6 @@
 //   2. The descriptor that it began on stays open so long.
 //   3. Of what the ring says EIO alone is taken for the file's error: all others may be about the ring, so
 //      the pool is asked.
-//   4. One file has a share of the ring, as of the pool: where its host does not answer, the reads of others
-//      go on.
 
 import type { Completion } from "../base/completion.ts";
 import type { BlockError } from "../base/errors.ts";
@@ -20,14 +18,11 @@ import { KiB } from "../base/units.ts";
 import { type ColdRead, ColdReads } from "./cold-reads.ts";
 import type { Descriptor } from "./descriptor.ts";
 import { Errno, hostError, isUnsupported } from "./host-error.ts";
-import type { RingReads } from "./ring-reads.ts";
+import type { Ring, RingShare } from "./ring-share.ts";
 import type { SystemCalls } from "./system-calls.ts";
 
-// What is larger takes the pool: see INLINE_WRITE_MAX in disk-file.ts.
+// What is larger takes the pool: see INLINE_WRITE_MAX in disk-writes.ts.
 const INLINE_READ_MAX = 256 * KiB;
-
-/** Reads of one file in the ring: a quarter of its places. */
-const IN_RING_MAX = 64;
 
 const InlineReads = { NEVER: 0, CACHED: 1, ALWAYS: 2 } as const;
 type InlineReads = (typeof InlineReads)[keyof typeof InlineReads];
@@ -39,17 +34,13 @@ export interface ReadCounters {
   pooledReads: number;
 }
 
-/** The ring's part of it. */
-export type WaitingReads = Pick<RingReads, "ready" | "read">;
-
 export interface DiskReadsParts {
   readonly path: string;
   readonly descriptor: Descriptor;
   /** On tmpfs or ramfs. */
   readonly inMemory: boolean;
   readonly calls: SystemCalls;
-  /** Asked for when a read has to wait for the disk. */
-  readonly ring: () => WaitingReads | undefined;
+  readonly ring: RingShare;
   readonly counters: ReadCounters;
 }
 
@@ -58,11 +49,10 @@ export class DiskReads {
   descriptor: Descriptor;
   readonly #path: string;
   readonly #calls: SystemCalls;
-  readonly #ring: () => WaitingReads | undefined;
+  readonly #ring: RingShare;
   readonly #counters: ReadCounters;
   readonly #coldReads: ColdReads;
   #inlineReads: InlineReads;
-  #inRing = 0;
 
   constructor(parts: DiskReadsParts) {
     this.descriptor = parts.descriptor;
@@ -93,12 +83,10 @@ export class DiskReads {
 
   async #readCold(offset: number, from: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
     const { descriptor } = this;
-    const ring = this.#ring();
     descriptor.enter();
     try {
-      if (ring?.ready !== true || this.#inRing >= IN_RING_MAX) {
-        return await this.#coldReads.read(offset, from, bytes, buffer, at);
-      }
+      const ring = this.#ring.take();
+      if (ring === undefined) return await this.#coldReads.read(offset, from, bytes, buffer, at);
       const done = await this.#readByRing(ring, descriptor.fd, offset, from, bytes, buffer, at);
       if (done < bytes) await this.#readPooled(offset, done, bytes, buffer, at);
     } finally {
@@ -108,7 +96,7 @@ export class DiskReads {
 
   /** How many of the bytes are there when the ring can do no more. */
   async #readByRing(
-    ring: WaitingReads,
+    ring: Ring,
     fd: number,
     offset: number,
     from: number,
@@ -117,7 +105,6 @@ export class DiskReads {
     at: number,
   ): Promise<number> {
     this.#counters.ringReads++;
-    this.#inRing++;
     let done = from;
     try {
       while (done < bytes) {
@@ -128,7 +115,7 @@ export class DiskReads {
         else break;
       }
     } finally {
-      this.#inRing--;
+      this.#ring.giveBack();
     }
     return done;
   }

@@ -14,7 +14,7 @@ import { type Clock, systemClock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
 import { type Logger, silentLogger } from "../base/logger.ts";
 import { systemCalls } from "./choose-calls.ts";
-import { ringReads } from "./choose-ring.ts";
+import { hostRing } from "./choose-ring.ts";
 import { Descriptor } from "./descriptor.ts";
 import { DiskFile } from "./disk-file.ts";
 import { cachesWrites, FileSystemType, isInMemory } from "./file-systems.ts";
@@ -68,7 +68,7 @@ export function openHostFile(path: string, options: OpenOptions): DiskFile {
       cachesWrites: blockDevice || cachesWrites(type),
       fileSystem: { type, device: stats.dev },
       calls,
-      ring: options.threads === true ? () => undefined : () => ringReads(logger),
+      ring: options.threads === true ? () => undefined : () => hostRing(logger),
       clock: options.clock ?? systemClock,
       locking: (options.locking ?? true) && calls.complete,
     });

@@ -1,4 +1,5 @@
-// io_uring through koffi: a ring that reads files, and an eventfd that says when something is done.
+// io_uring through koffi: a ring that reads and writes files, and an eventfd that says when something is
+// done.
 //
 //   we --entries--> submission queue --io_uring_enter--> kernel --> completion queue --> we
 //                                                             \--> eventfd --> event loop
@@ -12,7 +13,7 @@
 //   completion  0 user_data u64 | 8 result i32 | 12 flags u32                                       16 bytes
 //
 //   1. Addresses come from buffer-address.ts, which checks that a range is inside its buffer. The kernel
-//      writes there until the completion was taken: so long the caller keeps buffer and descriptor.
+//      works there until the completion was taken: so long the caller keeps buffer and descriptor.
 //   2. Not more than `places` are under way, and the completion queue has twice as many: it never overflows.
 //   3. Each side writes its own end of a queue: we the tail of submissions and the head of completions. What
 //      an entry holds is written before the tail is stored, and read after the tail was loaded: Atomics on an
@@ -24,13 +25,14 @@
 
 import { closeSync } from "node:fs";
 import { assert } from "../base/assert.ts";
+import { KiB } from "../base/units.ts";
 import { BufferAddresses } from "./buffer-address.ts";
 import { EventWatch, type EventWatchHandlers } from "./event-watch.ts";
 import { setOffset } from "./file-offset.ts";
 import { Errno, errnoText } from "./host-error.ts";
 import type { ForeignFunction, Koffi } from "./load-koffi.ts";
 
-/** What RingReads needs of a ring. A tag is an integer of the caller's, 0 or more. */
+/** What RingOperations needs of a ring. A tag is an integer of the caller's, 0 or more. */
 export interface Ring {
   /** How many may be under way, from being prepared to being taken. */
   readonly places: number;
@@ -38,6 +40,8 @@ export interface Ring {
   readonly prepared: number;
   /** The next entry reads a file as pread does. */
   prepareRead(tag: number, fd: number, offset: number, bytes: number, buffer: Buffer, at: number): void;
+  /** The next entry writes a file as pwrite does; much of it in a thread of the kernel's in any case. */
+  prepareWrite(tag: number, fd: number, offset: number, bytes: number, buffer: Buffer, at: number): void;
   /** The next entry does nothing but come back. */
   prepareNothing(tag: number): void;
   /** Hands over what is prepared: how many the kernel has taken, oldest first, or -errno. */
@@ -71,6 +75,8 @@ const IORING_ENTER_GETEVENTS = 1;
 const IORING_REGISTER_EVENTFD = 4;
 const IORING_OP_NOP = 0;
 const IORING_OP_READ = 22;
+const IORING_OP_WRITE = 23;
+const IOSQE_ASYNC = 0x10;
 // sys/mman.h
 const PROT_READ_WRITE = 3;
 const MAP_SHARED_POPULATE = 0x8001;
@@ -78,7 +84,9 @@ const MAP_SHARED_POPULATE = 0x8001;
 const PARAMS_WORDS = 30;
 const ENTRY_WORDS = 16;
 const COMPLETION_WORDS = 4;
-/** The kernel moves no more in one read (MAX_RW_COUNT). */
+/** A larger write keeps its thread too long to be done at once. */
+const COPIED_AT_ONCE_MAX = 256 * KiB;
+/** The kernel moves no more in one operation (MAX_RW_COUNT). */
 const TRANSFER_MAX = 0x7fff_f000;
 
 interface Calls {
@@ -189,14 +197,13 @@ class KernelRing implements Ring {
   }
 
   prepareRead(tag: number, fd: number, offset: number, bytes: number, buffer: Buffer, at: number): void {
-    const address = this.#addresses.of(buffer, at, bytes);
-    const word = this.#nextEntry(tag, IORING_OP_READ);
-    const entries = this.#entries;
-    entries[word + 1] = fd;
-    setOffset(entries, word + 2, offset);
-    setOffset(entries, word + 4, address);
-    entries[word + 6] = Math.min(bytes, TRANSFER_MAX);
-    this.#push();
+    this.#prepareTransfer(IORING_OP_READ, tag, fd, offset, bytes, buffer, at);
+  }
+
+  prepareWrite(tag: number, fd: number, offset: number, bytes: number, buffer: Buffer, at: number): void {
+    // XFS and Btrfs copy into the page cache at once, on our thread, unless the flag forbids it.
+    const flags = bytes > COPIED_AT_ONCE_MAX ? IOSQE_ASYNC : 0;
+    this.#prepareTransfer(IORING_OP_WRITE | (flags << 8), tag, fd, offset, bytes, buffer, at);
   }
 
   prepareNothing(tag: number): void {
@@ -248,11 +255,31 @@ class KernelRing implements Ring {
     closeSync(this.#fd);
   }
 
-  #nextEntry(tag: number, opcode: number): number {
+  #prepareTransfer(
+    operation: number,
+    tag: number,
+    fd: number,
+    offset: number,
+    bytes: number,
+    buffer: Buffer,
+    at: number,
+  ): void {
+    const address = this.#addresses.of(buffer, at, bytes);
+    const word = this.#nextEntry(tag, operation);
+    const entries = this.#entries;
+    entries[word + 1] = fd;
+    setOffset(entries, word + 2, offset);
+    setOffset(entries, word + 4, address);
+    entries[word + 6] = Math.min(bytes, TRANSFER_MAX);
+    this.#push();
+  }
+
+  /** @param operation opcode, and flags in the second byte */
+  #nextEntry(tag: number, operation: number): number {
     assert(this.prepared < this.places, "more in the ring than it has places");
     const word = (this.#words[this.#submissionTail]! & this.#submissionMask) * ENTRY_WORDS;
     this.#entries.fill(0, word, word + ENTRY_WORDS);
-    this.#entries[word] = opcode;
+    this.#entries[word] = operation;
     this.#entries[word + 8] = tag;
     return word;
   }

@@ -9,6 +9,7 @@ export interface FakeEntry {
   readonly bytes: number;
   readonly buffer: Buffer;
   readonly at: number;
+  readonly writes?: boolean;
 }
 
 export class FakeRing implements Ring {
@@ -36,8 +37,16 @@ export class FakeRing implements Ring {
   }
 
   prepareRead(tag: number, fd: number, offset: number, bytes: number, buffer: Buffer, at: number): void {
+    this.#prepare({ tag, fd, offset, bytes, buffer, at });
+  }
+
+  prepareWrite(tag: number, fd: number, offset: number, bytes: number, buffer: Buffer, at: number): void {
+    this.#prepare({ tag, fd, offset, bytes, buffer, at, writes: true });
+  }
+
+  #prepare(entry: FakeEntry): void {
     if (this.entries.length + this.kernel.length >= this.places) throw new Error("no place");
-    this.entries.push({ tag, fd, offset, bytes, buffer, at });
+    this.entries.push(entry);
   }
 
   prepareNothing(tag: number): void {
@@ -79,7 +88,7 @@ export class FakeRing implements Ring {
   /** The kernel is done with an entry. What is read is the low byte of the offset. */
   finish(entry: FakeEntry, result = entry.bytes): void {
     this.kernel.splice(this.kernel.indexOf(entry), 1);
-    if (result > 0) entry.buffer.fill(entry.offset, entry.at, entry.at + result);
+    if (result > 0 && entry.writes !== true) entry.buffer.fill(entry.offset, entry.at, entry.at + result);
     this.#completions.push({ tag: entry.tag, result });
   }
 }

@@ -4,14 +4,14 @@ import { runInNewContext } from "node:vm";
 import { describe, expect, it } from "vitest";
 import { Prng } from "../base/prng.ts";
 import { Errno } from "./host-error.ts";
-import { NOT_TAKEN, RingReads } from "./ring-reads.ts";
+import { NOT_TAKEN, RingOperations } from "./ring-operations.ts";
 import { FakeRing } from "./testing/fake-ring.ts";
 
 const FD = 7;
 
-function ready(places = 4): { ring: FakeRing; reads: RingReads } {
+function ready(places = 4): { ring: FakeRing; reads: RingOperations } {
   const ring = new FakeRing(places);
-  const reads = new RingReads(ring);
+  const reads = new RingOperations(ring);
   ring.finish(ring.kernel[0]!, 0);
   reads.woken();
   ring.submits = 0;
@@ -19,7 +19,7 @@ function ready(places = 4): { ring: FakeRing; reads: RingReads } {
 }
 
 /** Starts one read of 10 bytes; `result` once it has settled. */
-function start(reads: RingReads, offset: number) {
+function start(reads: RingOperations, offset: number) {
   const buffer = Buffer.alloc(12, 0xee);
   const started: { offset: number; buffer: Buffer; result?: number } = { offset, buffer };
   void reads.read(FD, offset, 10, buffer, 1).then((result) => {
@@ -28,7 +28,7 @@ function start(reads: RingReads, offset: number) {
   return started;
 }
 
-function startMany(reads: RingReads, count: number) {
+function startMany(reads: RingOperations, count: number) {
   return Array.from({ length: count }, (_, i) => start(reads, i + 1));
 }
 
@@ -38,7 +38,7 @@ async function turn(): Promise<void> {
 
 const offsets = (entries: readonly { offset: number }[]) => entries.map(({ offset }) => offset);
 
-describe("reads of a ring", () => {
+describe("operations of a ring", () => {
   it("are handed over in one call for all that one turn starts", async () => {
     const { ring, reads } = ready();
     startMany(reads, 3);
@@ -73,6 +73,30 @@ describe("reads of a ring", () => {
     start(reads, 2);
     await turn();
     expect(first.result).toBe(10);
+  });
+
+  it("write what the buffer holds, in one queue with reads", async () => {
+    const { ring, reads } = ready(2);
+    const buffer = Buffer.from("0123456789ab");
+    const results: number[] = [];
+    for (const offset of [5, 6]) {
+      void reads.write(FD, offset, 10, buffer, 2).then((result) => results.push(result));
+      start(reads, offset + 10);
+    }
+    await turn();
+    expect(ring.kernel.map(({ offset, writes }) => [offset, writes])).toEqual([
+      [5, true],
+      [15, undefined],
+    ]);
+    expect(ring.kernel[0]).toMatchObject({ fd: FD, bytes: 10, buffer, at: 2 });
+    ring.finish(ring.kernel[0]!, 4);
+    reads.woken();
+    await turn();
+    expect([results, offsets(ring.kernel)]).toEqual([[4], [15, 6]]);
+    ring.finish(ring.kernel[1]!, -28);
+    reads.woken();
+    await turn();
+    expect([results, buffer.toString()]).toEqual([[4, -28], "0123456789ab"]);
   });
 
   it("wait for a place in order of arrival", async () => {
@@ -142,7 +166,7 @@ describe("reads of a ring", () => {
 
   it("are refused until the kernel has woken the loop once", async () => {
     const ring = new FakeRing(4);
-    const reads = new RingReads(ring);
+    const reads = new RingOperations(ring);
     expect(reads.ready).toBe(false);
     expect(await reads.read(FD, 0, 10, Buffer.alloc(10), 0)).toBe(NOT_TAKEN);
     reads.woken();
@@ -158,7 +182,7 @@ describe("reads of a ring", () => {
   ])("are not for a ring that takes nothing: %i", (answer, message) => {
     const ring = new FakeRing(4);
     ring.answers.push(answer);
-    expect(() => new RingReads(ring)).toThrow(message);
+    expect(() => new RingOperations(ring)).toThrow(message);
     expect(ring.closed).toBe(true);
   });
 

@@ -1,25 +1,27 @@
-// Reads that wait for the host's disk, all in one ring of the kernel (io_uring): no thread waits for them.
+// Reads and writes that the event loop shall not wait for, all in one ring of the kernel (io_uring): no
+// thread of ours waits for them.
 //
-//   read --> place in the ring --microtask: all of this turn in one call--> kernel --> taken
-//        \--> queue, while all places are taken; in order of arrival
+//   operation --> place in the ring --microtask: all of this turn in one call--> kernel --> taken
+//             \--> queue, while all places are taken; in order of arrival
 //
-//   1. Every read settles once, with what the kernel said or with NOT_TAKEN.
-//   2. A place holds its read, and so the buffer, until the kernel has said that it is done.
+//   1. Every operation settles once, with what the kernel said or with NOT_TAKEN.
+//   2. A place holds its operation, and so the buffer, until the kernel has said that it is done.
 //   3. What is done is taken when the kernel wakes the loop, and after each call that submits.
-//   4. A call that fails loses nothing: what the kernel has not taken is taken back, and its reads settle
-//      with NOT_TAKEN.
+//   4. A call that fails loses nothing: what the kernel has not taken is taken back, and its operations
+//      settle with NOT_TAKEN.
 //   5. `ready` only when the kernel has woken the loop once. While nothing is under way the ring does not
 //      keep the process alive.
-//   6. When wakes can no longer come, the reads under way are waited for at once.
+//   6. When wakes can no longer come, those under way are waited for at once.
 
 import { assert } from "../base/assert.ts";
 import { errnoText } from "./host-error.ts";
 import type { Ring } from "./ring-calls.ts";
 
-/** The read never got to the kernel: it can be done in another way. Not a result of any call. */
+/** The operation never got to the kernel: it can be done in another way. Not a result of any call. */
 export const NOT_TAKEN = Number.NEGATIVE_INFINITY;
 
-interface RingRead {
+interface RingOperation {
+  readonly writes: boolean;
   readonly fd: number;
   readonly offset: number;
   readonly bytes: number;
@@ -31,14 +33,14 @@ interface RingRead {
 const State = { UNPROVED: 0, READY: 1, LOST: 2 } as const;
 type State = (typeof State)[keyof typeof State];
 
-export class RingReads {
+export class RingOperations {
   readonly #ring: Ring;
   /** By tag. */
-  readonly #places: (RingRead | undefined)[];
+  readonly #places: (RingOperation | undefined)[];
   readonly #free: number[] = [];
   /** The tag of the entry that proves the way. */
   readonly #proof: number;
-  #queue: RingRead[] = [];
+  #queue: RingOperation[] = [];
   #state: State = State.UNPROVED;
   #inFlight = 0;
   #submitting = false;
@@ -47,7 +49,7 @@ export class RingReads {
   constructor(ring: Ring) {
     this.#ring = ring;
     this.#places = new Array(ring.places).fill(undefined);
-    // The last one is given first: a few reads at a time use few of the places.
+    // The last one is given first: a few at a time use few of the places.
     for (let tag = ring.places - 1; tag >= 0; tag--) this.#free.push(tag);
     this.#proof = ring.places;
     ring.prepareNothing(this.#proof);
@@ -57,12 +59,12 @@ export class RingReads {
     throw new Error(`io_uring_enter: ${taken === 0 ? "nothing was taken" : errnoText(-taken)}`);
   }
 
-  /** Whether reads may come. */
+  /** Whether operations may come. */
   get ready(): boolean {
     return this.#state === State.READY;
   }
 
-  /** Reads that have a place in the ring. */
+  /** Operations that have a place in the ring. */
   get inFlight(): number {
     return this.#inFlight;
   }
@@ -72,12 +74,12 @@ export class RingReads {
    * buffer is the kernel's until then.
    */
   read(fd: number, offset: number, bytes: number, buffer: Buffer, at: number): Promise<number> {
-    return new Promise((settle) => {
-      const read = { fd, offset, bytes, buffer, at, settle };
-      if (this.#state !== State.READY) settle(NOT_TAKEN);
-      else if (this.#free.length === 0) this.#queue.push(read);
-      else this.#place(read);
-    });
+    return this.#begin(false, fd, offset, bytes, buffer, at);
+  }
+
+  /** Writes as pwrite does; the rest as `read`. Writes of one regular file are done one after the other. */
+  write(fd: number, offset: number, bytes: number, buffer: Buffer, at: number): Promise<number> {
+    return this.#begin(true, fd, offset, bytes, buffer, at);
   }
 
   /** The kernel has woken the loop. */
@@ -89,7 +91,7 @@ export class RingReads {
   /** It will not do so any more. */
   lost(): void {
     this.#state = State.LOST;
-    for (const read of this.#queue.splice(0)) read.settle(NOT_TAKEN);
+    for (const operation of this.#queue.splice(0)) operation.settle(NOT_TAKEN);
     this.#withdraw();
     while (this.#inFlight > 0) {
       this.#ring.wait();
@@ -97,11 +99,29 @@ export class RingReads {
     }
   }
 
-  #place(read: RingRead): void {
+  #begin(
+    writes: boolean,
+    fd: number,
+    offset: number,
+    bytes: number,
+    buffer: Buffer,
+    at: number,
+  ): Promise<number> {
+    return new Promise((settle) => {
+      const operation = { writes, fd, offset, bytes, buffer, at, settle };
+      if (this.#state !== State.READY) settle(NOT_TAKEN);
+      else if (this.#free.length === 0) this.#queue.push(operation);
+      else this.#place(operation);
+    });
+  }
+
+  #place(operation: RingOperation): void {
     const tag = this.#free.at(-1)!;
-    this.#ring.prepareRead(tag, read.fd, read.offset, read.bytes, read.buffer, read.at);
+    const { fd, offset, bytes, buffer, at } = operation;
+    if (operation.writes) this.#ring.prepareWrite(tag, fd, offset, bytes, buffer, at);
+    else this.#ring.prepareRead(tag, fd, offset, bytes, buffer, at);
     this.#free.pop();
-    this.#places[tag] = read;
+    this.#places[tag] = operation;
     if (this.#inFlight++ === 0) this.#ring.hold();
     if (this.#submitting) return;
     this.#submitting = true;
@@ -129,18 +149,18 @@ export class RingReads {
 
   readonly #done = (tag: number, result: number): void => {
     if (tag === this.#proof) return;
-    const read = this.#places[tag];
-    assert(read !== undefined, "a completion of nothing");
+    const operation = this.#places[tag];
+    assert(operation !== undefined, "a completion of nothing");
     this.#places[tag] = undefined;
     this.#free.push(tag);
     if (--this.#inFlight === 0) this.#ring.release();
-    read.settle(result);
+    operation.settle(result);
   };
 
   /** Free places for those that have waited longest. */
   #goOn(): void {
     if (this.#queue.length === 0) return;
     const next = this.#queue.splice(0, this.#free.length);
-    for (const read of next) this.#place(read);
+    for (const operation of next) this.#place(operation);
   }
 }

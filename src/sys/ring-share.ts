@@ -1,0 +1,37 @@
+// What one file may take of the ring (ring-operations.ts): a quarter of its places. Where the host of one
+// file does not answer, the others go on.
+
+import type { RingOperations } from "./ring-operations.ts";
+
+const PLACES_MAX = 64;
+
+/** The ring's part of it. */
+export type Ring = Pick<RingOperations, "ready" | "read" | "write">;
+
+export class RingShare {
+  readonly #ring: () => Ring | undefined;
+  #taken = 0;
+
+  /** @param ring asked for when the first operation wants one */
+  constructor(ring: () => Ring | undefined) {
+    this.#ring = ring;
+  }
+
+  /** Whether there is a ring that works. */
+  get ready(): boolean {
+    return this.#ring()?.ready === true;
+  }
+
+  /** A place in the ring until `giveBack`, or undefined: the thread pool has to do it. */
+  take(): Ring | undefined {
+    if (this.#taken >= PLACES_MAX) return undefined;
+    const ring = this.#ring();
+    if (ring?.ready !== true) return undefined;
+    this.#taken++;
+    return ring;
+  }
+
+  giveBack(): void {
+    this.#taken--;
+  }
+}
