@@ -168,7 +168,7 @@ describe("a small write", () => {
     expect(counters).toMatchObject({ inlineWrites: 100, ringWrites: 0 });
   });
 
-  it("goes to the ring when they are slow, and back when they are alone there", async () => {
+  it("goes to the ring when they are slow, and back when they have no company there", async () => {
     const ring = new StingyRing(3);
     const { counters, content, writeSmall } = opened(ring, { tookMs: 0.04 });
     for (let i = 0; i < 32; i++) await writeSmall("on the loop", i * 11);
@@ -182,8 +182,8 @@ describe("a small write", () => {
     const ring = new StingyRing(MiB);
     const { counters, writeSmall } = opened(ring, { tookMs: 0.04 });
     for (let i = 0; i < 32; i++) await writeSmall("slow", 0);
-    for (let i = 0; i < 600; i++) {
-      await Promise.all(Array.from({ length: 8 }, (_, at) => writeSmall("slow", at * 4)));
+    for (let i = 0; i < 400; i++) {
+      await Promise.all(Array.from({ length: 12 }, (_, at) => writeSmall("slow", at * 4)));
     }
     const { inlineWrites, ringWrites } = counters;
     expect(inlineWrites + ringWrites).toBe(4832);

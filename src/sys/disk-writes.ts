@@ -161,7 +161,7 @@ export class DiskWrites {
       }
     } finally {
       this.#parts.ring.giveBack();
-      if (bytes <= this.#inlineMax) this.#slow?.wroteBeside(operations(this.#counters) === before);
+      if (bytes <= this.#inlineMax) this.#slow?.wroteBeside(operations(this.#counters) - before);
     }
     return done;
   }

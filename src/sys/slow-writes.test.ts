@@ -9,8 +9,8 @@ function onLoop(policy: SlowWrites, count: number, tookMs: number, bytes = 4 * K
   for (let i = 0; i < count; i++) policy.wroteOnLoop(bytes, tookMs);
 }
 
-function beside(policy: SlowWrites, count: number, alone: boolean): void {
-  for (let i = 0; i < count; i++) policy.wroteBeside(alone);
+function beside(policy: SlowWrites, count: number, company: number): void {
+  for (let i = 0; i < count; i++) policy.wroteBeside(company);
 }
 
 /** Writes on the loop, all slow, until one goes beside it. */
@@ -48,14 +48,14 @@ describe("small writes", () => {
     expect(untilBeside(policy)).toBeLessThanOrEqual(32);
   });
 
-  it("come back when they are alone there, and stay longer each time it was in vain", () => {
+  it("come back when they have little company there, and stay longer each time it was in vain", () => {
     const policy = new SlowWrites(() => true);
     const stays: number[] = [];
     for (let i = 0; i < 7; i++) {
       stays.push(untilBeside(policy));
-      beside(policy, 31, true);
+      beside(policy, 31, 3);
       expect(policy.beside).toBe(true);
-      beside(policy, 1, true);
+      beside(policy, 1, 3);
       expect(policy.beside).toBe(false);
     }
     expect(stays).toEqual([32, 1056, 2080, 4128, 8224, 16_416, 16_416]);
@@ -65,9 +65,9 @@ describe("small writes", () => {
     const policy = new SlowWrites(() => true);
     for (let i = 0; i < 3; i++) {
       expect(untilBeside(policy)).toBe(32);
-      beside(policy, 2047, false);
+      beside(policy, 2047, 4);
       expect(policy.beside).toBe(true);
-      beside(policy, 1, false);
+      beside(policy, 1, 4);
     }
     onLoop(policy, 1000, QUICK);
     expect(policy.beside).toBe(false);
@@ -77,18 +77,18 @@ describe("small writes", () => {
     const policy = new SlowWrites(() => true);
     for (let i = 0; i < 3; i++) {
       untilBeside(policy);
-      beside(policy, 32, true);
+      beside(policy, 32, 0);
     }
     untilBeside(policy);
-    beside(policy, 2048, false);
+    beside(policy, 2048, 30);
     untilBeside(policy);
-    beside(policy, 32, true);
+    beside(policy, 32, 0);
     expect(untilBeside(policy)).toBe(1056);
   });
 
   it("that end beside the loop after the verdict change nothing", () => {
     const policy = new SlowWrites(() => true);
-    beside(policy, 1000, false);
+    beside(policy, 1000, 9);
     expect(untilBeside(policy)).toBe(32);
   });
 });
