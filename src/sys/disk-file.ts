@@ -7,7 +7,8 @@
 //   sync    pool, in groups (group-sync.ts)
 //
 //   1. An operation that settles has done all of its work, or has failed with the host's errno.
-//   2. `size` is right whenever nothing is in flight, also after a write that failed half way.
+//   2. `size` is right whenever nothing is in flight, also after a write that failed half way. Nothing
+//      makes the file shorter by what it takes for its size while a write past that is in flight.
 //   3. Nothing is written through a descriptor after it was closed (descriptor.ts).
 //   4. What changes the file tells `#sync` when it settles, not when it begins: a sync must cover it from
 //      then on.
@@ -20,6 +21,7 @@ import { KiB } from "../base/units.ts";
 import type { Descriptor } from "./descriptor.ts";
 import { DiskReads } from "./disk-reads.ts";
 import { DiskWrites, type HostFileCounters, INLINE_WRITE_MAX } from "./disk-writes.ts";
+import { EndsInFlight } from "./ends-in-flight.ts";
 import { FileExtents } from "./file-extents.ts";
 import type { FileSystem } from "./file-systems.ts";
 import { GroupSync } from "./group-sync.ts";
@@ -81,6 +83,7 @@ export class DiskFile implements HostFile {
   readonly #reads: DiskReads;
   readonly #writes: DiskWrites;
   readonly #extents: FileExtents;
+  readonly #inFlight = new EndsInFlight();
   #descriptor: Descriptor;
   #writable: boolean;
   #size: number;
@@ -101,6 +104,7 @@ export class DiskFile implements HostFile {
     this.#reads = new DiskReads(shared);
     this.#writes = new DiskWrites({
       ...shared,
+      inFlight: this.#inFlight,
       written: (end) => this.#written(end),
       failed: () => this.#refreshSize(),
     });
@@ -179,12 +183,14 @@ export class DiskFile implements HostFile {
     const [from, to] = [source.#descriptor, this.#descriptor];
     from.enter();
     to.enter();
+    this.#inFlight.began(offset + bytes);
     try {
       const copied = await this.#copies.copy(from.fd, sourceOffset, to.fd, offset, bytes);
       if (copied) this.#written(offset + bytes);
       else this.#refreshSize();
       return copied;
     } finally {
+      this.#inFlight.ended();
       from.leave();
       to.leave();
     }
@@ -216,7 +222,8 @@ export class DiskFile implements HostFile {
     return this.#zeroing.inPieces(offset, bytes, descriptor, (from, length) => {
       this.#extents.forget();
       const end = from + length;
-      const result = this.#zeroing.zero(descriptor.fd, from, length, this.#size, options.unmap);
+      const size = Math.max(this.#size, this.#inFlight.end);
+      const result = this.#zeroing.zero(descriptor.fd, from, length, size, options.unmap);
       if (result === 0) return this.#written(end);
       if (!isUnsupported(-result)) throw this.#zeroError(-result, from, length);
       if (options.cheapOnly) throw this.#zeroError(Errno.EOPNOTSUPP, from, length);
@@ -240,6 +247,7 @@ export class DiskFile implements HostFile {
   truncate(size: number): Completion {
     if (size === this.#size) return;
     if (size < this.#size) return this.#shrink(size);
+    if (size < this.#inFlight.end) return this.#inFlight.idle().then(() => this.truncate(size));
     try {
       ftruncateSync(this.#descriptor.fd, size);
     } catch (error) {

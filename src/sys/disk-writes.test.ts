@@ -1,11 +1,13 @@
 import { openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import { afterAll, describe, expect, it } from "vitest";
 import { ManualClock } from "../base/clock.ts";
 import { Prng } from "../base/prng.ts";
 import { KiB, MiB } from "../base/units.ts";
 import { Descriptor } from "./descriptor.ts";
 import { DiskWrites, type HostFileCounters } from "./disk-writes.ts";
+import { EndsInFlight } from "./ends-in-flight.ts";
 import { Errno } from "./host-error.ts";
 import { portableCalls } from "./portable-calls.ts";
 import { NOT_TAKEN } from "./ring-operations.ts";
@@ -54,6 +56,7 @@ function opened(ring: StingyRing | undefined, place: Place = {}) {
     ring: new RingShare(() => ring),
     clock,
     counters,
+    inFlight: new EndsInFlight(),
     written: (end) => {
       told.end = Math.max(told.end, end);
     },
@@ -71,7 +74,19 @@ function opened(ring: StingyRing | undefined, place: Place = {}) {
       .equals(large.subarray(10, MiB + 10));
   const writeSmall = async (text: string, offset: number) =>
     writes.write(offset, text.length, Buffer.from(text), 0);
-  return { writes, descriptor, counters, clock, told, writeLarge, writeSmall, holdsLarge, content, path };
+  return {
+    writes,
+    descriptor,
+    counters,
+    clock,
+    large,
+    told,
+    writeLarge,
+    writeSmall,
+    holdsLarge,
+    content,
+    path,
+  };
 }
 
 describe("a large write", () => {
@@ -100,12 +115,16 @@ describe("a large write", () => {
     0,
   ])("is written on by the pool when the ring answers %d", async (answer) => {
     const ring = new StingyRing(300 * KiB, [300 * KiB, answer]);
-    const { descriptor, counters, writeLarge, writeSmall, content, path } = opened(ring);
+    const { descriptor, counters, large, writeLarge, writeSmall, content, path } = opened(ring);
     // What the first answer says was written was not: the pool must leave it alone.
     await writeSmall("before", 5);
     await writeLarge();
     expect(content().subarray(5, 11).toString()).toBe("before");
-    expect(content().length).toBe(MiB + 5);
+    expect(
+      content()
+        .subarray(5 + 300 * KiB)
+        .equals(large.subarray(10 + 300 * KiB, 10 + MiB)),
+    ).toBe(true);
     expect(counters).toMatchObject({ inlineWrites: 1, ringWrites: 1, pooledWrites: 1 });
     await descriptor.close(path);
   });
@@ -116,6 +135,8 @@ describe("a large write", () => {
       `Could not write 1048576 bytes at offset 5 of '${path}': Input/output error`,
     );
     expect([counters.pooledWrites, told]).toEqual([0, { end: 0, failures: 1 }]);
+    for (let i = 0; i < 64; i++) await writeLarge();
+    expect(counters).toMatchObject({ ringWrites: 65, pooledWrites: 0 });
     await descriptor.close(path);
   });
 
@@ -134,12 +155,13 @@ describe("a large write", () => {
   it("goes to the pool when the file has its share of the ring", async () => {
     const ring = new StingyRing(MiB);
     const go = ring.hold();
-    const { descriptor, counters, writeLarge, path } = opened(ring);
+    const { descriptor, counters, writeLarge, holdsLarge, path } = opened(ring);
     const all = Array.from({ length: 70 }, writeLarge);
     expect([counters.ringWrites, ring.asked.length]).toEqual([64, 64]);
     go();
     await Promise.all(all);
     expect(counters).toMatchObject({ ringWrites: 64, pooledWrites: 6 });
+    expect(holdsLarge()).toBe(true);
     await writeLarge();
     expect(counters.ringWrites).toBe(65);
     await descriptor.close(path);
@@ -148,11 +170,18 @@ describe("a large write", () => {
   it("keeps its descriptor open, and goes nowhere when that is closed", async () => {
     const ring = new StingyRing(MiB);
     const go = ring.hold();
-    const { descriptor, writeLarge, holdsLarge, path } = opened(ring);
+    const { descriptor, told, writeLarge, holdsLarge, path } = opened(ring);
     const writing = writeLarge();
-    const closing = descriptor.close(path);
+    let closed = false;
+    const closing = descriptor.close(path).then(() => {
+      closed = true;
+    });
+    await setImmediate();
+    // Nothing is told as written before it is.
+    expect([closed, descriptor.fd >= 0, told.end]).toEqual([false, true, 0]);
     go();
     await writing;
+    expect(told.end).toBe(MiB + 5);
     await closing;
     expect(holdsLarge()).toBe(true);
     await expect(writeLarge()).rejects.toThrow(/Bad file descriptor/);
@@ -189,6 +218,29 @@ describe("a small write", () => {
     expect(inlineWrites + ringWrites).toBe(4832);
     expect(ringWrites).toBeGreaterThan(4600);
     expect(inlineWrites).toBeGreaterThanOrEqual(96);
+  });
+
+  it("goes back to the loop, not to the pool, when the ring has no room, is gone or takes nothing", async () => {
+    const troubles: ((ring: StingyRing) => void)[] = [
+      (ring) => ring.hold(),
+      (ring) => {
+        ring.ready = false;
+      },
+    ];
+    for (const trouble of troubles) {
+      const ring = new StingyRing(MiB);
+      const { counters, writeSmall } = opened(ring, { tookMs: 0.04 });
+      for (let i = 0; i < 32; i++) await writeSmall("slow", 0);
+      trouble(ring);
+      for (let i = 0; i < 300; i++) void writeSmall("slow", 0);
+      expect(counters.pooledWrites).toBe(0);
+      expect(counters.inlineWrites).toBeGreaterThanOrEqual(32 + 300 - 64);
+    }
+    const refusing = opened(new StingyRing(MiB, Array(1000).fill(NOT_TAKEN)), { tookMs: 0.04 });
+    for (let i = 0; i < 50; i++) {
+      await Promise.all(Array.from({ length: 20 }, () => refusing.writeSmall("slow", 0)));
+    }
+    expect(refusing.counters.pooledWrites).toBeLessThan(60);
   });
 
   it("goes to the ring while the host throttles, to the pool where there is none", async () => {

@@ -16,6 +16,7 @@ import type { BlockError } from "../base/errors.ts";
 import { KiB } from "../base/units.ts";
 import type { Descriptor } from "./descriptor.ts";
 import type { ReadCounters } from "./disk-reads.ts";
+import type { EndsInFlight } from "./ends-in-flight.ts";
 import { Errno, hostError } from "./host-error.ts";
 import { InlineWrites } from "./inline-writes.ts";
 import { remainingParts } from "./portable-calls.ts";
@@ -51,6 +52,8 @@ export interface DiskWritesParts {
   readonly ring: RingShare;
   readonly clock: Clock;
   readonly counters: HostFileCounters;
+  /** Of the writes that are not done when the call returns. */
+  readonly inFlight: EndsInFlight;
   /** The file reaches at least to there, and has something that no sync has covered. */
   readonly written: (end: number) => void;
   /** Part of a write may have been done. */
@@ -80,8 +83,8 @@ export class DiskWrites {
 
   /** @throws BlockError */
   write(offset: number, bytes: number, buffer: Buffer, at: number): Completion {
-    const onLoop = bytes <= this.#inlineMax && this.#slow?.beside !== true;
-    const beganMs = onLoop ? this.#inline.begin() : -1;
+    const mayLoop = bytes <= this.#inlineMax && !this.#goesBeside();
+    const beganMs = mayLoop ? this.#inline.begin() : -1;
     if (beganMs < 0) return this.#writeBeside(offset, bytes, buffer, at);
     this.#counters.inlineWrites++;
     const { fd } = this.descriptor;
@@ -112,9 +115,18 @@ export class DiskWrites {
     this.#parts.written(offset + bytes);
   }
 
+  /** For the ring alone: in the pool a slow write costs twice what it costs on the loop. */
+  #goesBeside(): boolean {
+    if (this.#slow?.beside !== true) return false;
+    if (this.#parts.ring.hasRoom) return true;
+    this.#slow.wroteBeside(0);
+    return false;
+  }
+
   async #writeBeside(offset: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
     const { descriptor } = this;
     descriptor.enter();
+    this.#parts.inFlight.began(offset + bytes);
     try {
       const done = await this.#writeByRing(descriptor, offset, bytes, buffer, at);
       await this.#writePooled(offset, done, bytes, (from) =>
@@ -122,6 +134,7 @@ export class DiskWrites {
       );
       this.#parts.written(offset + bytes);
     } finally {
+      this.#parts.inFlight.ended();
       descriptor.leave();
     }
   }
@@ -129,12 +142,14 @@ export class DiskWrites {
   async #writeVectorPooled(offset: number, parts: readonly Buffer[], bytes: number): Promise<void> {
     const { descriptor } = this;
     descriptor.enter();
+    this.#parts.inFlight.began(offset + bytes);
     try {
       await this.#writePooled(offset, 0, bytes, (from) =>
         descriptor.writev(offset + from, remainingParts(parts, from).slice(0, PARTS_MAX)),
       );
       this.#parts.written(offset + bytes);
     } finally {
+      this.#parts.inFlight.ended();
       descriptor.leave();
     }
   }
@@ -161,7 +176,9 @@ export class DiskWrites {
       }
     } finally {
       this.#parts.ring.giveBack();
-      if (bytes <= this.#inlineMax) this.#slow?.wroteBeside(operations(this.#counters) - before);
+      // A ring that leaves writes to the pool is no help, whatever came meanwhile.
+      const company = done === bytes ? operations(this.#counters) - before : 0;
+      if (bytes <= this.#inlineMax) this.#slow?.wroteBeside(company);
     }
     return done;
   }

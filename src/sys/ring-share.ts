@@ -1,5 +1,6 @@
-// What one file may take of the ring (ring-operations.ts): a quarter of its places. Where the host of one
-// file does not answer, the others go on.
+// What one file may take of the ring (ring-operations.ts): a quarter of its places. Where the host of a file
+// does not answer, reads of others go on. Writes do while the kernel has threads for them: four for each
+// processor, and one file holds one of them (a block device more).
 
 import type { RingOperations } from "./ring-operations.ts";
 
@@ -20,6 +21,11 @@ export class RingShare {
   /** Whether there is a ring that works. */
   get ready(): boolean {
     return this.#ring()?.ready === true;
+  }
+
+  /** Whether `take` would get a place. */
+  get hasRoom(): boolean {
+    return this.#taken < PLACES_MAX && this.ready;
   }
 
   /** A place in the ring until `giveBack`, or undefined: the thread pool has to do it. */

@@ -206,7 +206,12 @@ export class Qcow2Driver implements Driver {
     image.refuseIfStopped();
     // All that the new link relies on is durable before it: nothing of what was copied may be in memory only.
     await this.#writing.settle();
-    await image.flusher.exclusive(() => writeBackingLink(image.file, image.header, { file, format }));
+    await image.flusher.exclusive(async () => {
+      // The link is written with the header around it: a flag that is on its way must be there before.
+      await image.flagsWritten();
+      image.refuseIfStopped();
+      await writeBackingLink(image.file, image.header, { file, format });
+    });
   }
 
   async setWritable(writable: boolean): Promise<void> {
