@@ -2,16 +2,16 @@ import { execFileSync } from "node:child_process";
 import { appendFileSync, openSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { systemClock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
 import { Prng } from "../base/prng.ts";
 import { KiB, MiB, TiB } from "../base/units.ts";
 import { Descriptor } from "./descriptor.ts";
-import { DiskFile } from "./disk-file.ts";
+import type { DiskFile, DiskFileParts } from "./disk-file.ts";
 import { Errno } from "./host-error.ts";
 import { openHostFile } from "./open-host-file.ts";
 import { portableCalls } from "./portable-calls.ts";
 import type { SystemCalls } from "./system-calls.ts";
+import { diskFileOn } from "./testing/disk-file-on.ts";
 import { BOTH_CALLS, LIBC, PLACES, temporaryDirectory } from "./testing/places.ts";
 
 async function contentOf(file: DiskFile, offset: number, bytes: number): Promise<Buffer> {
@@ -315,26 +315,9 @@ describe("a difficult host", () => {
     }
   }
 
-  function opened(
-    name: string,
-    calls: SystemCalls,
-    { inMemory = false, cachesWrites = true }: { inMemory?: boolean; cachesWrites?: boolean } = {},
-  ): DiskFile {
+  function opened(name: string, calls: SystemCalls, parts: Partial<DiskFileParts> = {}): DiskFile {
     const path = join(directory.path, name);
-    return new DiskFile({
-      path,
-      descriptor: new StingyDescriptor(openSync(path, "w+")),
-      writable: true,
-      size: 0,
-      blockDevice: false,
-      inMemory,
-      cachesWrites,
-      fileSystem: { type: 0, device: 0 },
-      calls,
-      ring: () => undefined,
-      clock: systemClock,
-      locking: false,
-    });
+    return diskFileOn(path, { calls, descriptor: new StingyDescriptor(openSync(path, "w+")), ...parts });
   }
 
   it("finishes short and interrupted operations of the pool", async () => {

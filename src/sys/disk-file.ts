@@ -20,7 +20,7 @@ import type { BlockError } from "../base/errors.ts";
 import { KiB } from "../base/units.ts";
 import type { Descriptor } from "./descriptor.ts";
 import { DiskReads } from "./disk-reads.ts";
-import { DiskWrites, type HostFileCounters, INLINE_WRITE_MAX } from "./disk-writes.ts";
+import { DiskWrites, type HostFileCounters, INLINE_WRITE_MAX, newCounters } from "./disk-writes.ts";
 import { EndsInFlight } from "./ends-in-flight.ts";
 import { FileExtents } from "./file-extents.ts";
 import type { FileSystem } from "./file-systems.ts";
@@ -64,15 +64,7 @@ export interface DiskFileParts {
 export class DiskFile implements HostFile {
   readonly path: string;
   readonly blockDevice: boolean;
-  readonly counters: HostFileCounters = {
-    inlineReads: 0,
-    ringReads: 0,
-    pooledReads: 0,
-    inlineWrites: 0,
-    ringWrites: 0,
-    pooledWrites: 0,
-    pipedReads: 0,
-  };
+  readonly counters: HostFileCounters = newCounters();
 
   readonly #lock: ImageLock;
   readonly #locking: boolean;

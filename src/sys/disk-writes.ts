@@ -41,6 +41,18 @@ export interface HostFileCounters extends ReadCounters {
   pipedReads: number;
 }
 
+export function newCounters(): HostFileCounters {
+  return {
+    inlineReads: 0,
+    ringReads: 0,
+    pooledReads: 0,
+    inlineWrites: 0,
+    ringWrites: 0,
+    pooledWrites: 0,
+    pipedReads: 0,
+  };
+}
+
 export interface DiskWritesParts {
   readonly path: string;
   readonly descriptor: Descriptor;
@@ -78,7 +90,7 @@ export class DiskWrites {
     this.#counters = parts.counters;
     this.#inlineMax = parts.cachesWrites ? INLINE_WRITE_MAX : -1;
     this.#inline = new InlineWrites(parts.clock, !parts.inMemory);
-    this.#slow = parts.inMemory ? undefined : new SlowWrites(() => parts.ring.ready);
+    this.#slow = parts.inMemory ? undefined : new SlowWrites(() => parts.ring.hasRoom);
   }
 
   /** @throws BlockError */
@@ -123,31 +135,31 @@ export class DiskWrites {
     return false;
   }
 
-  async #writeBeside(offset: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
-    const { descriptor } = this;
-    descriptor.enter();
-    this.#parts.inFlight.began(offset + bytes);
-    try {
+  #writeBeside(offset: number, bytes: number, buffer: Buffer, at: number): Promise<void> {
+    return this.#offLoop(offset + bytes, async (descriptor) => {
       const done = await this.#writeByRing(descriptor, offset, bytes, buffer, at);
       await this.#writePooled(offset, done, bytes, (from) =>
         descriptor.write(offset + from, bytes - from, buffer, at + from),
       );
-      this.#parts.written(offset + bytes);
-    } finally {
-      this.#parts.inFlight.ended();
-      descriptor.leave();
-    }
+    });
   }
 
-  async #writeVectorPooled(offset: number, parts: readonly Buffer[], bytes: number): Promise<void> {
+  #writeVectorPooled(offset: number, parts: readonly Buffer[], bytes: number): Promise<void> {
+    return this.#offLoop(offset + bytes, (descriptor) =>
+      this.#writePooled(offset, 0, bytes, (from) =>
+        descriptor.writev(offset + from, remainingParts(parts, from).slice(0, PARTS_MAX)),
+      ),
+    );
+  }
+
+  /** Does a write up to `end`, all on one descriptor, which stays open meanwhile. */
+  async #offLoop(end: number, write: (descriptor: Descriptor) => Promise<void>): Promise<void> {
     const { descriptor } = this;
     descriptor.enter();
-    this.#parts.inFlight.began(offset + bytes);
+    this.#parts.inFlight.began(end);
     try {
-      await this.#writePooled(offset, 0, bytes, (from) =>
-        descriptor.writev(offset + from, remainingParts(parts, from).slice(0, PARTS_MAX)),
-      );
-      this.#parts.written(offset + bytes);
+      await write(descriptor);
+      this.#parts.written(end);
     } finally {
       this.#parts.inFlight.ended();
       descriptor.leave();

@@ -3,33 +3,26 @@
 import { openSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { systemClock } from "../base/clock.ts";
 import { KiB, MiB } from "../base/units.ts";
 import { Descriptor } from "./descriptor.ts";
-import { DiskFile } from "./disk-file.ts";
 import { portableCalls } from "./portable-calls.ts";
+import { diskFileOn } from "./testing/disk-file-on.ts";
 import { LIBC, temporaryDirectory } from "./testing/places.ts";
 import { StingyRing } from "./testing/stingy-ring.ts";
+
+/** Of the file with the write: 1000 bytes, a gap of 10, and 300 KiB. */
+const END = 1010 + 300 * KiB;
 
 const directory = temporaryDirectory();
 afterAll(() => directory.remove());
 
-function opened(name: string, ring: StingyRing): DiskFile {
-  const path = join(directory.path, name);
-  return new DiskFile({
-    path,
-    descriptor: new Descriptor(openSync(path, "w+")),
-    writable: true,
-    size: 0,
-    blockDevice: false,
-    inMemory: false,
-    cachesWrites: true,
-    fileSystem: { type: 0, device: 0 },
-    calls: LIBC ?? portableCalls,
-    ring: () => ring,
-    clock: systemClock,
-    locking: false,
-  });
+class CountingDescriptor extends Descriptor {
+  syncs = 0;
+
+  override datasync(): Promise<number> {
+    this.syncs++;
+    return super.datasync();
+  }
 }
 
 describe("while a write past the end is in flight", () => {
@@ -46,20 +39,23 @@ describe("while a write past the end is in flight", () => {
         return result;
       }
     }
-    const file = opened(name, new LateRing(MiB));
+    const path = join(directory.path, name);
+    const descriptor = new CountingDescriptor(openSync(path, "w+"));
+    const ring = new LateRing(MiB);
+    const file = diskFileOn(path, { descriptor, calls: LIBC ?? portableCalls, ring: () => ring });
     await file.write(0, 1000, Buffer.alloc(1000, 1), 0);
-    const writing = file.write(1000, 300 * KiB, Buffer.alloc(300 * KiB, 2), 0);
+    const writing = file.write(1010, 300 * KiB, Buffer.alloc(300 * KiB, 2), 0);
     await new Promise((resolve) => setImmediate(resolve));
-    expect([file.size, statSync(file.path).size]).toEqual([1000, 1000 + 300 * KiB]);
-    return { file, writing, tell };
+    expect([file.size, statSync(file.path).size]).toEqual([1000, END]);
+    return { file, descriptor, writing, tell };
   }
 
-  it("zeros up to somewhere in it do not cut it off", async () => {
+  it("zeros up to its beginning do not cut it off", async () => {
     const { file, writing, tell } = await pastTheEnd("zeros");
     await file.writeZeroes(512, 498, { unmap: true, cheapOnly: false });
     tell();
     await writing;
-    expect([file.size, statSync(file.path).size]).toEqual([1000 + 300 * KiB, 1000 + 300 * KiB]);
+    expect([file.size, statSync(file.path).size]).toEqual([END, END]);
     const end = Buffer.alloc(1000);
     await file.read(300 * KiB, 1000, end, 0);
     expect(end.equals(Buffer.alloc(1000, 2))).toBe(true);
@@ -78,7 +74,7 @@ describe("while a write past the end is in flight", () => {
     const cut = other.file.truncate(2000);
     await new Promise((resolve) => setImmediate(resolve));
     // What was asked for is less than the write makes it: that comes first.
-    expect(statSync(other.file.path).size).toBe(1000 + 300 * KiB);
+    expect(statSync(other.file.path).size).toBe(END);
     other.tell();
     await other.writing;
     await cut;
@@ -88,24 +84,14 @@ describe("while a write past the end is in flight", () => {
   });
 
   it("a sync does not count for it", async () => {
-    const { file, writing, tell } = await pastTheEnd("sync");
-    let syncs = 0;
-    const original = Descriptor.prototype.datasync;
-    Descriptor.prototype.datasync = function datasync() {
-      syncs++;
-      return original.call(this);
-    };
-    try {
-      await file.sync();
-      await file.sync();
-      expect(syncs).toBe(1);
-      tell();
-      await writing;
-      await file.sync();
-      expect(syncs).toBe(2);
-    } finally {
-      Descriptor.prototype.datasync = original;
-    }
+    const { file, descriptor, writing, tell } = await pastTheEnd("sync");
+    await file.sync();
+    await file.sync();
+    expect(descriptor.syncs).toBe(1);
+    tell();
+    await writing;
+    await file.sync();
+    expect(descriptor.syncs).toBe(2);
     await file.close();
   });
 });

@@ -18,23 +18,16 @@ export class RingShare {
     this.#ring = ring;
   }
 
-  /** Whether there is a ring that works. */
-  get ready(): boolean {
-    return this.#ring()?.ready === true;
-  }
-
   /** Whether `take` would get a place. */
   get hasRoom(): boolean {
-    return this.#taken < PLACES_MAX && this.ready;
+    return this.#taken < PLACES_MAX && this.#ring()?.ready === true;
   }
 
   /** A place in the ring until `giveBack`, or undefined: the thread pool has to do it. */
   take(): Ring | undefined {
-    if (this.#taken >= PLACES_MAX) return undefined;
-    const ring = this.#ring();
-    if (ring?.ready !== true) return undefined;
+    if (!this.hasRoom) return undefined;
     this.#taken++;
-    return ring;
+    return this.#ring();
   }
 
   giveBack(): void {

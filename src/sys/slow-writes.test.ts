@@ -86,6 +86,19 @@ describe("small writes", () => {
     expect(untilBeside(policy)).toBe(1056);
   });
 
+  it("that find no room beside the loop count as without company, once", () => {
+    const policy = new SlowWrites(() => true);
+    untilBeside(policy);
+    for (let i = 0; i < 31; i++) {
+      beside(policy, 1, 0);
+      onLoop(policy, 1, SLOW);
+      expect(policy.beside).toBe(true);
+    }
+    beside(policy, 1, 0);
+    expect(policy.beside).toBe(false);
+    expect(untilBeside(policy)).toBe(1056);
+  });
+
   it("that end beside the loop after the verdict change nothing", () => {
     const policy = new SlowWrites(() => true);
     beside(policy, 1000, 9);

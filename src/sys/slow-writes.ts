@@ -52,6 +52,8 @@ export class SlowWrites {
 
   /** A write on the loop took so long. */
   wroteOnLoop(bytes: number, tookMs: number): void {
+    // The ring had no room for it: that tells nothing of the others.
+    if (this.#beside) return;
     if (this.#rest > 0) {
       this.#rest--;
       return;

@@ -9,6 +9,7 @@ import { FaultFile, HeldCalls } from "../../sys/fault-file.ts";
 import { MemoryFile } from "../../sys/memory-file.ts";
 import { checkImage } from "./check.ts";
 import type { CreateOptions } from "./create.ts";
+import { Incompatible, parseHeader } from "./header.ts";
 import { hostImageFile } from "./image-file.ts";
 import { fileNode, newMemoryImage, type OpenImage, openImage, readAll } from "./testing/nodes.ts";
 
@@ -253,5 +254,36 @@ describe("copy-up", () => {
     expect((await readAll(top.node)).equals(wanted)).toBe(true);
     // A second time there is nothing to copy.
     expect(await top.node.copyUp(0, SIZE, base)).toBe(0);
+  });
+});
+
+describe("damage met while a backing link is written", () => {
+  it.each([8, 1000])("stays marked, at whatever moment: a name of %i bytes", async (bytes) => {
+    const link = "n".repeat(bytes);
+    const outcomes: string[] = [];
+    for (let moment = 1; ; moment++) {
+      const old = { backingFile: "old.raw", backingFormat: "raw" };
+      const memory = await newMemoryImage({ size: SIZE, clusterSize: CLUSTER, ...old });
+      const file = new FaultFile(memory);
+      const { driver } = await openImage(memory, { file: fileNode(file) });
+      const held = new HeldCalls("sync");
+      file.delays = held;
+      const changing = driver.changeBackingLink(link, "raw").then(
+        () => "changed",
+        () => "refused",
+      );
+      await turns();
+      for (let passed = 1; passed < moment && held.releaseOne(); passed++) await turns();
+      if (held.held === 0) break;
+      driver.image.damaged("an entry that cannot be");
+      await turns();
+      held.release();
+      const outcome = await changing;
+      outcomes.push(outcome);
+      const header = parseHeader(memory.content(0, CLUSTER), memory.size);
+      expect(header.incompatible & Incompatible.CORRUPT, `moment ${moment}`).not.toBe(0);
+      expect(header.backingFile, `moment ${moment}`).toBe(outcome === "changed" ? link : "old.raw");
+    }
+    expect(outcomes).toEqual(["refused", "refused", "changed", "changed"]);
   });
 });

@@ -211,6 +211,8 @@ export class Qcow2Driver implements Driver {
       await image.flagsWritten();
       image.refuseIfStopped();
       await writeBackingLink(image.file, image.header, { file, format });
+      // Damage that was met meanwhile: its mark may have been written over.
+      await image.markAgain();
     });
   }
 

@@ -305,6 +305,12 @@ export class Image {
     return this.#flagsWrite;
   }
 
+  /** Writes the mark of damage once more, where there is one. As when it was set, a failure is not told. */
+  async markAgain(): Promise<void> {
+    if ((this.header.incompatible & Incompatible.CORRUPT) !== 0)
+      await this.writeFlags().catch(() => undefined);
+  }
+
   /** Done when no write of the flags is under way. */
   async flagsWritten(): Promise<void> {
     await this.#flagsWrite.catch(() => undefined);
