@@ -219,7 +219,7 @@ export class Qcow2Driver implements Driver {
   async setWritable(writable: boolean): Promise<void> {
     if (writable === this.image.writable) return;
     if (writable) await this.#writing.open();
-    else await this.#writing.close();
+    else await this.#writing.leave();
   }
 
   details(): ImageDetails {

@@ -21,6 +21,11 @@ export class LentRanges implements Lender {
     this.#onReturned(range);
   }
 
+  /** Whether clients have read all that they were lent. */
+  get isEmpty(): boolean {
+    return this.#ranges.size === 0;
+  }
+
   /** Those with a byte of [offset, offset+bytes) of the file. */
   meeting(offset: number, bytes: number): LentRange[] {
     const met: LentRange[] = [];

@@ -41,6 +41,8 @@ export type RepairMode = "leaks" | "all";
 export interface RepairOptions extends CheckOptions {
   /** In mode all: mend or give up entries of tables that cannot be. */
   readonly mendTables?: boolean;
+  /** Where there is damage nothing is changed: what nobody refers to may be what a broken entry has lost. */
+  readonly soundOnly?: boolean;
 }
 
 /** A repair may show what was hidden behind the damage: it is tried so often. */
@@ -68,6 +70,7 @@ export async function repairImage(
     return tally;
   }
   if (places.mended > 0) await dropUnknownAutoclear(file, await readCheckedHeader(file));
+  if (options.soundOnly === true && tally.corruptions + tally.checkErrors > 0) return tally;
   if (before.needsRebuild && mode === "leaks") {
     tally.checkError("need to rebuild refcount structures: repair all errors, not leaks alone");
     return tally;

@@ -4,7 +4,9 @@
 //           wrong (dirty bit) or too high (see use-marker.ts) are repaired first
 //   begin   before the first change: bitmaps that will not follow our writes are marked as such
 //   settle  everything in memory is durable, nothing is being freed any more
-//   close   settle, then the marks of an image that is not in use
+//   leave   settle, then the marks of an image that is not in use; where that fails the image is open for
+//           writing as before
+//   close   the same for good: whatever fails
 
 import { BlockError, errorMessage } from "../../base/errors.ts";
 import { MiB } from "../../base/units.ts";
@@ -30,6 +32,8 @@ export class WritingState {
   #marked = false;
   /** There are leaks that could not be repaired: the mark stays. */
   #mayLeak = false;
+  /** Clusters that were leaked in earlier lives of the image. */
+  #leakedBefore = 0;
 
   constructor(image: Image) {
     this.#image = image;
@@ -49,6 +53,7 @@ export class WritingState {
     image.collectMetadata();
     if ((image.places.checks & MetadataKind.INACTIVE_L2) !== 0) await collectInactiveTables(image);
     image.allocator = image.newAllocator();
+    this.#leakedBefore = image.frees.counters.leakedClusters;
     image.writable = true;
     this.ready = header.bitmaps === undefined;
   }
@@ -70,27 +75,49 @@ export class WritingState {
     await flusher.flush();
   }
 
+  /** From now on the image is only read. On an error it is open for writing as before. */
+  async leave(): Promise<void> {
+    await this.#writeAll();
+    this.#left();
+  }
+
+  /** The same, but on an error it is not. */
   async close(): Promise<void> {
-    const image = this.#image;
     try {
-      // What was written before damage was seen is right, and is kept.
-      if (!image.unsure) await this.settle();
-      await image.flagsWritten();
-      const leaks = this.#mayLeak || image.frees.counters.leakedClusters > 0;
-      if (image.stopped === undefined && this.#marked && !leaks) {
-        await markClosed(image.file, image.header);
-      }
-      await image.file.flush();
+      await this.#writeAll();
     } finally {
-      image.writable = false;
-      this.ready = false;
-      image.frees.leakLent();
-      if (image.unsure) image.dropCaches();
+      await this.#image.flagsWritten();
+      this.#left();
     }
+  }
+
+  async #writeAll(): Promise<void> {
+    const image = this.#image;
+    // What was written before damage was seen is right, and is kept.
+    if (!image.unsure) await this.settle();
+    await image.markAgain();
+    const leaks = this.#mayLeak || image.frees.counters.leakedClusters > this.#leakedBefore;
+    if (image.stopped === undefined && this.#marked && !leaks) {
+      // If that, or what comes after it, fails and the guest goes on, the mark is set anew.
+      this.#marked = false;
+      await markClosed(image.file, image.header);
+    }
+    await image.file.flush();
+  }
+
+  #left(): void {
+    const image = this.#image;
+    image.writable = false;
+    this.ready = false;
+    image.frees.leakLent();
+    if (image.unsure) image.dropCaches();
   }
 
   async #begin(): Promise<void> {
     const image = this.#image;
+    // What is written then would never get to the file. (Its node may think otherwise: the file below could
+    // not be reopened.)
+    if (!image.writable) throw new BlockError("EIO", "qcow2: the image is not open for writing");
     const { bitmaps } = image.header;
     if (bitmaps !== undefined) {
       image.refuseOverlap(bitmaps.directoryOffset, bitmaps.directoryBytes, MetadataKind.BITMAP_DIRECTORY);
@@ -107,18 +134,30 @@ export class WritingState {
 
   async #clearAutoclear(): Promise<void> {
     const { header, file } = this.#image;
-    const kept = keptAutoclear(header.autoclear);
-    if (kept === header.autoclear) return;
+    const before = header.autoclear;
+    const kept = keptAutoclear(before);
+    if (kept === before) return;
     header.autoclear = kept;
-    await this.#image.writeFlags();
-    await file.flush();
+    try {
+      await this.#image.writeFlags();
+      await file.flush();
+    } catch (error) {
+      // So that the next attempt does it again.
+      header.autoclear = before;
+      throw error;
+    }
   }
 
   // --- repair ----------------------------------------------------------------------------------------------
 
-  /** A repair that fails leaves leaks: no reason to refuse. */
+  /** A repair that fails, or would touch a damaged image, leaves leaks: no reason to refuse. */
   async #repairLeaks(): Promise<void> {
-    const { l1, clusterSize, logger, file } = this.#image;
+    const { l1, clusterSize, logger, file, lentRanges } = this.#image;
+    if (!lentRanges.isEmpty) {
+      // Leaked in an earlier life of this image because of just that: nobody frees or punches them yet.
+      this.#mayLeak = true;
+      return;
+    }
     if (
       l1.entries * clusterSize > LEAK_REPAIR_TABLE_BYTES_MAX &&
       l1.usedEntries() * clusterSize > LEAK_REPAIR_TABLE_BYTES_MAX
@@ -138,15 +177,19 @@ export class WritingState {
 
   async #repair(mode: RepairMode): Promise<void> {
     const image = this.#image;
-    const result = await repairImage(image.file, mode);
-    if (result.checkErrors === 0) await freePastEnd(image.file);
+    const result = await repairImage(image.file, mode, { soundOnly: mode === "leaks" });
+    const errors = result.corruptions + result.checkErrors;
+    if (errors === 0) await freePastEnd(image.file);
     if (result.leaksFixed + result.corruptionsFixed > 0) {
       image.logger.info(
         `'${image.file.filename}' was not closed; repaired ${result.leaksFixed} leaked clusters` +
           ` and ${result.corruptionsFixed} errors`,
       );
     }
-    if (mode === "all" && result.checkErrors + result.corruptions > 0) {
+    if (mode === "leaks" && errors > 0) {
+      throw new BlockError("IMAGE_CORRUPT", `${errors} errors: run a check with repair`);
+    }
+    if (errors > 0) {
       throw new BlockError(
         "IMAGE_CORRUPT",
         `Could not repair dirty image '${image.file.filename}': ${result.corruptions} errors and ` +
@@ -156,15 +199,17 @@ export class WritingState {
     await this.#reload();
   }
 
-  /** Reads again what a repair may have changed. */
+  /** Reads again what a repair may have changed: all of it, or the next attempt repairs again. */
   async #reload(): Promise<void> {
     const image = this.#image;
     const { file, header, clusterSize } = image;
     const repaired: Qcow2Header = await readHeader(file);
+    const reftableEntries = (repaired.refcountTableClusters * clusterSize) / 8;
+    const l1 = await readTable(file, repaired.l1TableOffset, repaired.l1Size);
+    const reftable = await readTable(file, repaired.refcountTableOffset, reftableEntries);
     Object.assign(header, repaired);
-    const reftableEntries = (header.refcountTableClusters * clusterSize) / 8;
-    image.l1.replace(await readTable(file, header.l1TableOffset, header.l1Size));
-    image.refcounts.table.replace(await readTable(file, header.refcountTableOffset, reftableEntries));
+    image.l1.replace(l1);
+    image.refcounts.table.replace(reftable);
     image.l2.clear();
     image.refcounts.cache.clear();
   }
