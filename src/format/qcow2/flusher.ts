@@ -45,6 +45,8 @@ export interface FlushedParts {
   l2SliceOffset(index: number): number;
   /** Before anything reaches the file after which refcounts may count leaked clusters. */
   beforeRefcounts(): Completion;
+  /** Throws when it is not known which tables are in force. */
+  refuseIfUnsure(): void;
   /** Throws when a write of metadata of the kind `own` would go over other metadata. */
   refuseOverlap(offset: number, bytes: number, own: number): void;
 }
@@ -159,13 +161,16 @@ export class Flusher {
 
   async #writeBackAll(): Promise<void> {
     const { file, frees } = this.#parts;
+    // Also one that was asked for before that came to be so.
+    this.#parts.refuseIfUnsure();
     this.counters.writeBacks++;
     const taken = this.#take();
     let refcountsDone = false;
     let reftableDone = false;
     let l2Done = false;
     try {
-      if (taken.refcounts.length + taken.frees.length > 0) await this.#parts.beforeRefcounts();
+      const counts = taken.refcounts.length + taken.reftable.length + taken.frees.length;
+      if (counts > 0) await this.#parts.beforeRefcounts();
       if (taken.refcounts.length > 0) this.#debug?.("refblock_update_part");
       await writeTables(file, taken.refcounts);
       if (taken.reftable.length > 0) {

@@ -110,24 +110,36 @@ export class Grower {
   async #moveL1(offset: number, entries: number): Promise<void> {
     const { l1, file, flusher, clusterSize, header } = this.#image;
     // Entries that are in memory only go into the new table too: what they point at must be durable before it
-    // counts.
-    await flusher.writeRefcountsDurably();
+    // counts. What first writes enter from now on does not: it is dirty in whichever table is in force then.
     const image = l1.image(alignUp(entries * 8, clusterSize));
-    this.#image.debug?.("l1_grow_write_table");
-    await file.write(offset, image.length, image, 0);
-    await file.flush();
+    const dirty = l1.take();
+    try {
+      await flusher.writeRefcountsDurably();
+      this.#image.debug?.("l1_grow_write_table");
+      await file.write(offset, image.length, image, 0);
+      await file.flush();
+      await this.#pointHeader(offset, entries);
+    } catch (error) {
+      l1.putBack(dirty);
+      throw error;
+    }
+    l1.moved(offset, entries);
+    header.l1TableOffset = offset;
+    header.l1Size = entries;
+  }
+
+  /** The commit point. When it is not known which table is in force, nothing may be written any more. */
+  async #pointHeader(offset: number, entries: number): Promise<void> {
+    const { l1, file, header, debug } = this.#image;
     const before = { size: header.size, entries: l1.entries, offset: l1.offset };
     try {
-      this.#image.debug?.("l1_grow_activate_table");
+      debug?.("l1_grow_activate_table");
       await this.#writeSizeAndL1(header.size, entries, offset);
       await file.flush();
     } catch (error) {
       await this.#restoreHeader(before, error);
       throw error;
     }
-    l1.moved(offset, entries);
-    header.l1TableOffset = offset;
-    header.l1Size = entries;
   }
 
   async #restoreHeader(

@@ -165,6 +165,7 @@ export class Image {
       frees: this.frees,
       l2SliceOffset: (index) => this.#l2SliceOffset(index),
       beforeRefcounts: () => this.beforeRefcounts(),
+      refuseIfUnsure: () => this.refuseIfUnsure(),
       refuseOverlap: (offset, bytes, own) => this.#refuseLate(offset, bytes, own),
     });
     this.growth = new RefcountGrowth(this);

@@ -279,25 +279,28 @@ export class RefcountGrowth {
   }
 
   /**
-   * Raises the refcounts of [first, first + count) from 0 to 1; false, and nothing is claimed, when one is in
-   * use.
+   * Raises the refcounts of [first, first + count) from 0 to 1; false when one is in use. Then, and on an
+   * error, nothing is claimed.
    */
   async #claimFree(first: number, count: number): Promise<boolean> {
     const { refcounts, frees } = this.#image;
-    for (let cluster = first; cluster < first + count; ) {
-      const slice = refcounts.cache.find(refcounts.sliceIndex(cluster));
-      if (slice === undefined) {
-        await refcounts.cache.load(refcounts.sliceIndex(cluster));
-        continue;
+    let cluster = first;
+    try {
+      while (cluster < first + count) {
+        const slice = refcounts.cache.find(refcounts.sliceIndex(cluster));
+        if (slice === undefined) {
+          await refcounts.cache.load(refcounts.sliceIndex(cluster));
+          continue;
+        }
+        if (refcounts.get(slice, cluster % refcounts.sliceEntries) !== 0) break;
+        refcounts.set(slice, cluster % refcounts.sliceEntries, 1);
+        cluster++;
       }
-      if (refcounts.get(slice, cluster % refcounts.sliceEntries) !== 0) {
-        if (cluster > first) frees.release([{ first, count: cluster - first, punch: false }]);
-        return false;
-      }
-      refcounts.set(slice, cluster % refcounts.sliceEntries, 1);
-      cluster++;
+    } finally {
+      const claimed = cluster - first;
+      if (claimed > 0 && claimed < count) frees.release([{ first, count: claimed, punch: false }]);
     }
-    return true;
+    return cluster === first + count;
   }
 }
 

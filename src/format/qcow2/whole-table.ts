@@ -78,14 +78,13 @@ export class WholeTable {
     this.#dirty.clear();
   }
 
-  /** The table stands elsewhere now and may be longer; all of it is in the file. */
+  /** The table stands elsewhere now and may be longer. What is dirty stays dirty. */
   moved(offset: number, entries: number): void {
     const words = new Uint32Array(entries * 2);
     words.set(this.words);
     this.words = words;
     this.entries = entries;
     this.offset = offset;
-    this.#dirty.clear();
   }
 
   #encode(first: number, count: number, out: Buffer): void {
