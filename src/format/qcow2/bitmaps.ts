@@ -66,15 +66,17 @@ export function bitmapInfo(bitmap: Bitmap): Record<string, unknown> {
 export async function markBitmapsInUse(file: ImageFile, header: Qcow2Header): Promise<void> {
   if (header.bitmaps === undefined) return;
   const directory = await readDirectory(file, header);
-  let marked = false;
+  let enabled = false;
   for (const bitmap of parseDirectory(directory, header)) {
-    if ((bitmap.flags & BitmapFlags.AUTO) === 0 || (bitmap.flags & BitmapFlags.IN_USE) !== 0) continue;
+    if ((bitmap.flags & BitmapFlags.AUTO) === 0) continue;
+    enabled = true;
+    if ((bitmap.flags & BitmapFlags.IN_USE) !== 0) continue;
     const at = bitmap.entryAt + FLAGS_AT;
     directory.writeUInt32BE(bitmap.flags | BitmapFlags.IN_USE, at);
     await file.write(header.bitmaps.directoryOffset + at, 4, directory, at);
-    marked = true;
   }
-  if (marked) await file.flush();
+  // Also where the mark was there: who wrote it may have failed to make it durable.
+  if (enabled) await file.flush();
 }
 
 /** What a bitmap's table entry says. */

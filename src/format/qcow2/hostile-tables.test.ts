@@ -29,6 +29,23 @@ describe("an L1 entry that is marked as our own and names no table (seed 452)", 
   });
 });
 
+describe("a discard that meets an entry that cannot be behind one that it has changed", () => {
+  it.each([2, 3] as const)("frees nothing that the file still points to (version %d)", async (version) => {
+    const host = await newMemoryImage({ size: 256 * KiB, clusterSize: 4 * KiB, version });
+    const first = await openImage(host);
+    await writeAll(first.node, 0, Buffer.alloc(8 * KiB, 1));
+    await first.driver.close();
+    const table = Number(host.content(l1Offset(host), 8).readBigUInt64BE(0) & 0xffffffffffffn);
+    host.write(table + 8 + 6, 1, Buffer.from([host.content(table + 8 + 6, 1)[0]! ^ 2]), 0);
+    const damage = await checkImage(hostImageFile(host));
+    const { node, driver } = await openImage(host);
+    await expect((async () => node.discard(0, 8 * KiB))()).rejects.toMatchObject({ code: "EIO" });
+    await driver.close();
+    const after = await checkImage(hostImageFile(host));
+    expect(after.corruptions).toBe(damage.corruptions);
+  });
+});
+
 // Each cluster was looked at, one after the other: minutes for a file that takes no space (seeds 774, 1056).
 describe("a file that is long and empty", () => {
   it.each([16, 64])(

@@ -10,8 +10,9 @@
 //      stands in the way is copied further back before:
 //        name at its new place -> flush -> backing_file_offset -> flush -> state, END -> flush -> "STRA", 8
 //   3. Headers that we lay out leave its place free before the name, where they have the room.
-//   4. Where it does not go (the header is full), the image has none; its leaks wait for a check by hand. A
-//      link whose name fits only without the mark is worth more than the mark.
+//   4. Where it does not go (the header is full, or has no END: then the name is where the extensions end,
+//      and cannot be moved), the image has none; its leaks wait for a check by hand. A link whose name fits
+//      only without the mark is worth more than the mark.
 
 import { readU64, writeU64 } from "../../base/bytes.ts";
 import { alignUp } from "../../base/units.ts";
@@ -63,7 +64,7 @@ async function setState(file: BlockNode, header: Qcow2Header, state: number): Pr
   await file.read(0, area.length, area, 0);
   const { markerAt, endAt } = findExtensions(area);
   if (markerAt === undefined) {
-    if (state === STATE_IN_USE) await insert(file, header, area, endAt);
+    if (state === STATE_IN_USE && endAt !== undefined) await insert(file, header, area, endAt);
     return;
   }
   const stateAt = markerAt + 8;
@@ -73,19 +74,19 @@ async function setState(file: BlockNode, header: Qcow2Header, state: number): Pr
   if (marker !== undefined) marker.data[0] = state;
 }
 
-/** Where the marker, and the end of the extensions, stand in the header area. */
-function findExtensions(area: Buffer): { markerAt: number | undefined; endAt: number } {
+/** Where the marker, and END, stand in the header area. */
+function findExtensions(area: Buffer): { markerAt: number | undefined; endAt: number | undefined } {
   let at = area.readUInt32BE(4) === 2 ? 72 : area.readUInt32BE(100);
   const end = readU64(area, 8) || area.length;
   let markerAt: number | undefined;
   while (at + 8 <= end) {
     const magic = area.readUInt32BE(at);
     const bytes = area.readUInt32BE(at + 4);
-    if (magic === ExtensionMagic.END) break;
+    if (magic === ExtensionMagic.END) return { markerAt, endAt: at };
     if (magic === USE_MARKER_MAGIC && bytes === MARKER_DATA_BYTES) markerAt = at;
     at += 8 + alignUp(bytes, 8);
   }
-  return { markerAt, endAt: at };
+  return { markerAt, endAt: undefined };
 }
 
 async function insert(file: BlockNode, header: Qcow2Header, area: Buffer, endAt: number): Promise<void> {

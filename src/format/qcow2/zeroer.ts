@@ -229,6 +229,8 @@ class Zeroing implements Steps {
       const offset = entryOffset(high, slice.words[word + 1]!);
       const compressed = (high & COMPRESSED_HIGH) !== 0;
       if (!compressed && offset % clusterSize !== 0) {
+        // What was changed before it is marked as changed first: its clusters will be freed.
+        if (changed) break;
         mapping.lookup(this.#pos, 1);
         throw this.#parts.reader.invalid(this.#pos, mapping);
       }
