@@ -10,8 +10,9 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { NbdClient } from "../nbd/client.ts";
-import { MiB } from "../src/base/units.ts";
+import { KiB, MiB } from "../src/base/units.ts";
 import { checkForErrors, linksOnDisk } from "./harness/chain.ts";
+import { within } from "./harness/patience.ts";
 import { codeOf, expectEither, expectPieces, fill, PIECE, piece } from "./harness/pieces.ts";
 import { exportArguments } from "./harness/serve.ts";
 import { run } from "./harness/tool.ts";
@@ -24,6 +25,10 @@ const missing = whyNoGuest(...PROGRAMS, "debugfs");
 
 const DEVICE = 96 * MiB;
 const DISK = 32 * MiB;
+/** Goes off the event loop. */
+const LARGE_WRITE = 320 * KiB;
+/** More than the kernel has threads for by itself, four for each processor; less than one file may have. */
+const STUCK_WRITES = 40;
 /** Pieces of the disk that the base image holds; each byte of them is this. */
 const BACKED = 32;
 const OLD_BYTE = 0xb0;
@@ -160,6 +165,38 @@ describe.skipIf(missing !== undefined)(`on a device that fails${missing ? ` (${m
     await must("echo 3 >/proc/sys/vm/drop_caches");
     await expectPieces(again, 16);
     await end({ daemon, client: again });
+  });
+
+  it("a device that does not answer keeps its own writes, not those of another disk", async () => {
+    await must("mkfs.ext4 -q -F /dev/vdc && mount -t ext4 /dev/vdc /top && truncate -s 32M /top/other.raw");
+    const raw = (name: string, file: string) => [
+      ...["--blockdev", `driver=raw,node-name=${name},file.driver=file,file.filename=${file}`],
+      ...exportArguments(name, name),
+    ];
+    const { daemon, client } = await connected(
+      await guest.serve([...raw("disk", "/dev/dm-0"), ...raw("other", "/top/other.raw")]),
+    );
+    const other = await NbdClient.connect(daemon.uri("other"));
+    const large = Buffer.alloc(LARGE_WRITE, 0x5a);
+    for (let i = 0; i < 4; i++) await other.write(0, large);
+    await must("echo 3 >/proc/sys/vm/drop_caches; dmsetup suspend --nolockfs --noflush flaky");
+    // Each begins in the middle of a block, which has to be read first.
+    const at = Array.from({ length: STUCK_WRITES }, (_, i) => i * 2 * LARGE_WRITE + 512);
+    let answered = 0;
+    const stuck = at.map((offset) => client.write(offset, large).then(() => answered++));
+    try {
+      for (let i = 1; i < 8; i++)
+        await within(other.write(i * LARGE_WRITE, large), () => "the other disk does not answer either");
+      expect(answered).toBe(0);
+    } finally {
+      await must("dmsetup resume --noudevsync flaky");
+    }
+    await Promise.all(stuck);
+    expect((await other.read(7 * LARGE_WRITE, LARGE_WRITE)).equals(large)).toBe(true);
+    for (const offset of at) expect((await client.read(offset, LARGE_WRITE)).equals(large)).toBe(true);
+    await other.disconnect();
+    await end({ daemon, client });
+    await must("umount /top");
   });
 
   it("a merge waits for its base while that cannot be read, and then goes on", async () => {

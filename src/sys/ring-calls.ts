@@ -73,6 +73,7 @@ const IORING_OFF_SQ_RING = 0;
 const IORING_OFF_SQES = 0x1000_0000;
 const IORING_ENTER_GETEVENTS = 1;
 const IORING_REGISTER_EVENTFD = 4;
+const IORING_REGISTER_IOWQ_MAX_WORKERS = 19;
 const IORING_OP_NOP = 0;
 const IORING_OP_READ = 22;
 const IORING_OP_WRITE = 23;
@@ -182,6 +183,7 @@ class KernelRing implements Ring {
     this.#completions = completionAt[5]! / 4;
     // The queue holds numbers of entries. Ours stand in their order, always.
     for (let i = 0; i < entries; i++) this.#words[submissionAt[6]! / 4 + i] = i;
+    allowWorkers(calls, fd, entries);
     this.#watch = EventWatch.open(calls.koffi, handlers);
     const event = new Uint32Array([this.#watch.fd]);
     const address = Number(calls.koffi.address(event));
@@ -288,6 +290,17 @@ class KernelRing implements Ring {
     const tail = this.#words[this.#submissionTail]!;
     Atomics.store(this.#words, this.#submissionTail, (tail + 1) | 0);
   }
+}
+
+/**
+ * Lets every place have a thread of the kernel's. It makes one where those that it has wait for a device, by
+ * itself four for each processor at the most: a device that never answers would stop the writes of all others.
+ * Kernels before 5.15 have no such call, and keep to their number.
+ */
+function allowWorkers({ koffi, register }: Calls, fd: number, places: number): void {
+  // Those that write files; those that may wait without end (0: as they are).
+  const workers = new Uint32Array([places, 0]);
+  register(SYS_IO_URING_REGISTER, fd, IORING_REGISTER_IOWQ_MAX_WORKERS, Number(koffi.address(workers)), 2);
 }
 
 function mapped({ koffi, mmap }: Calls, fd: number, offset: number, bytes: number): ArrayBuffer {
