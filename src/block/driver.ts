@@ -100,9 +100,16 @@ export interface Driver {
   writeVector?(offset: number, parts: readonly Buffer[]): Completion;
   /**
    * For a leaf: as a write of what `source`, a leaf too, holds at `sourceOffset`, but inside the host. False:
-   * not with these two; part of the range may have been written. Nobody writes either range meanwhile.
+   * not with these two; part of the range may have been written. Nobody writes either range meanwhile. `idle`:
+   * no guest is at work, so the event loop may do it.
    */
-  copyFrom?(source: Driver, sourceOffset: number, offset: number, bytes: number): Promise<boolean>;
+  copyFrom?(
+    source: Driver,
+    sourceOffset: number,
+    offset: number,
+    bytes: number,
+    idle: boolean,
+  ): Promise<boolean>;
   /** Whether `copyAtOnce` is worth a try: it is a copy in memory. */
   readonly copiesAtOnce?: boolean;
   /** The same as `copyFrom`, done when it returns. */
@@ -140,9 +147,9 @@ export interface Driver {
    * Copies into this layer what it lacks of [offset, offset+bytes) and what the images from its backing down
    * to, but without, `base` hold (all of them where `base` is undefined). What the guest wrote in the
    * meantime stays. Settles to the bytes that were copied as data. Both ends are multiples of `clusterSize`,
-   * or the end of the disk.
+   * or the end of the disk. `idle`: see `copyFrom`.
    */
-  copyUp?(offset: number, bytes: number, base: BlockNode | undefined): Promise<number>;
+  copyUp?(offset: number, bytes: number, base: BlockNode | undefined, idle: boolean): Promise<number>;
   /** Sets the length. @throws BlockError ENOTSUP where the driver cannot. */
   truncate(size: number): Completion;
   /** @throws BlockError when such a backing link could not be written: told before a merge begins */

@@ -231,12 +231,18 @@ export class BlockNode implements DriverHost {
   }
 
   /** See Driver.copyFrom; false also where the driver has no such thing. */
-  async copyFrom(source: BlockNode, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+  async copyFrom(
+    source: BlockNode,
+    sourceOffset: number,
+    offset: number,
+    bytes: number,
+    idle = false,
+  ): Promise<boolean> {
     let copied = false;
     await source.hold((from) =>
       this.#enter(true, offset, bytes, async (driver, { counters }) => {
         if (driver.copyFrom === undefined) return;
-        copied = await driver.copyFrom(from, sourceOffset, offset, bytes);
+        copied = await driver.copyFrom(from, sourceOffset, offset, bytes, idle);
         if (!copied) return;
         counters.writes++;
         counters.writeBytes += bytes;
@@ -287,11 +293,11 @@ export class BlockNode implements DriverHost {
   }
 
   /** See Driver.copyUp. Settles to the bytes copied as data. */
-  async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {
+  async copyUp(offset: number, bytes: number, base: BlockNode | undefined, idle = false): Promise<number> {
     let copied = 0;
     await this.#enter(true, offset, bytes, async (driver) => {
       if (driver.copyUp === undefined) throw new BlockError("ENOTSUP", `${driver.driverName} has no backing`);
-      copied = await driver.copyUp(offset, bytes, base);
+      copied = await driver.copyUp(offset, bytes, base, idle);
     });
     return copied;
   }

@@ -135,14 +135,14 @@ export class BlkdebugDriver implements Driver {
     });
   }
 
-  async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {
+  async copyUp(offset: number, bytes: number, base: BlockNode | undefined, idle: boolean): Promise<number> {
     await this.#failing("block-status", offset, bytes);
     await this.#failing("read", offset, bytes);
     this.#rules.event("cor_write");
     await this.#failing("write", offset, bytes);
     let copied = 0;
     await this.#changed(async () => {
-      copied = await this.#image.copyUp(offset, bytes, base);
+      copied = await this.#image.copyUp(offset, bytes, base, idle);
     });
     return copied;
   }

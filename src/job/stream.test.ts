@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { ManualClock } from "../base/clock.ts";
 import { BlockError } from "../base/errors.ts";
 import { Prng } from "../base/prng.ts";
+import type { BlockNode } from "../block/node.ts";
 import { Permission } from "../block/permissions.ts";
 import { contentOf } from "../block/testing/array-world.ts";
 import { type Call, Gate } from "../block/testing/interpose.ts";
@@ -496,5 +497,32 @@ describe("chunks in flight", () => {
     gate.open();
     await job.concluded;
     expect(it.world.driver("E").clusters.filter((cluster) => cluster instanceof Buffer)).toHaveLength(16);
+  });
+});
+
+describe("the event loop", () => {
+  it.each([
+    ["may copy while no guest is at work", [], []],
+    ["leaves chunks to others once a guest is at work, until none is", [3, 4, 9], [4, 5, 10]],
+  ])("%s", async (_, withRequests, notIdle) => {
+    const it = new StreamBench();
+    const { guest } = it.world.chain("A E", { size: 8 << 20, clusterSize: 512 << 10 });
+    it.world.fill("A", 0, 16);
+    const top = it.world.driver("E");
+    const copyUp = top.copyUp.bind(top);
+    const busy: number[] = [];
+    let chunk = -1;
+    Object.assign(top, {
+      copyUp: (offset: number, bytes: number, base: BlockNode | undefined, idle: boolean) => {
+        chunk++;
+        if (!idle) busy.push(chunk);
+        if ((withRequests as number[]).includes(chunk)) it.world.graph.guestRequests++;
+        return copyUp(offset, bytes, base);
+      },
+    });
+    const job = await it.start(guest.node, undefined, { speed: 1 << 30 });
+    await job.concluded;
+    expect(chunk).toBe(15);
+    expect(busy).toEqual(notIdle);
   });
 });

@@ -53,7 +53,7 @@ const CHUNK_BYTES = 512 * KiB;
 const SHARED_CHUNK_BYTES = 32 * MiB;
 const SHARED_CHUNK_MS_MAX = 20;
 /**
- * Chunks in flight. They are copied by the thread pool, so while guests are at work fewer cores are taken.
+ * Chunks in flight. Where the thread pool copies them, fewer cores are taken while guests are at work.
  */
 const WINDOW_CHUNKS = 4;
 const WINDOW_CHUNKS_BUSY = 1;
@@ -79,8 +79,10 @@ export class StreamJob extends Job {
   readonly #retry: Chunk[] = [];
   #failure: { error: unknown } | undefined;
   #chunkBytes: number;
-  /** The guests' requests when the last chunk was begun. */
+  /** The guests' requests when last looked at, to see how many chunks may be in flight. */
   #guestRequests = 0;
+  /** The same when the last chunk was begun. */
+  #requestsBefore = 0;
 
   private constructor(
     graph: Graph,
@@ -296,9 +298,12 @@ export class StreamJob extends Job {
 
   /** Copies one chunk; never rejects: what went wrong is dealt with by the policy. */
   async #copy(chunk: Chunk): Promise<void> {
+    const requests = this.#graph.guestRequests;
+    const idle = requests === this.#requestsBefore;
+    this.#requestsBefore = requests;
     const beganMs = this.clock.nowMs();
     try {
-      await this.#top.copyUp(chunk.offset, chunk.bytes, this.#baseNow());
+      await this.#top.copyUp(chunk.offset, chunk.bytes, this.#baseNow(), idle);
       if (this.clock.nowMs() - beganMs > SHARED_CHUNK_MS_MAX) this.#chunkBytes = CHUNK_BYTES;
       this.#progress(chunk);
     } catch (error) {

@@ -91,7 +91,7 @@ export class DiskFile implements HostFile {
     this.#lock = new ImageLock(parts.calls, parts.path);
     this.#inMemory = parts.inMemory;
     this.#sync = new GroupSync(() => this.#datasync());
-    this.#copies = new HostCopies(parts.calls, parts.fileSystem);
+    this.#copies = new HostCopies(parts.calls, parts.fileSystem, parts.clock);
     const shared = { ...parts, counters: this.counters, ring: new RingShare(parts.ring) };
     this.#reads = new DiskReads(shared);
     this.#writes = new DiskWrites({
@@ -168,7 +168,13 @@ export class DiskFile implements HostFile {
     return source instanceof DiskFile && this.#copies.sharesSpace && this.#copies.isBeside(source.#copies);
   }
 
-  async copyFrom(source: HostFile, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+  async copyFrom(
+    source: HostFile,
+    sourceOffset: number,
+    offset: number,
+    bytes: number,
+    idle: boolean,
+  ): Promise<boolean> {
     // What lies past the end of the source reads as zeros: nothing to copy from there.
     if (!(source instanceof DiskFile) || sourceOffset + bytes > source.#size) return false;
     if (!this.#copies.isBeside(source.#copies)) return false;
@@ -177,7 +183,10 @@ export class DiskFile implements HostFile {
     to.enter();
     this.#inFlight.began(offset + bytes);
     try {
-      const copied = await this.#copies.copy(from.fd, sourceOffset, to.fd, offset, bytes);
+      const onLoop = idle && this.#copies.areQuick;
+      const copied = onLoop
+        ? await this.#copies.copyInTurns(from.fd, sourceOffset, to.fd, offset, bytes)
+        : await this.#copies.copy(from.fd, sourceOffset, to.fd, offset, bytes);
       if (copied) this.#written(offset + bytes);
       else this.#refreshSize();
       return copied;

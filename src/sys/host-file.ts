@@ -46,9 +46,15 @@ export interface HostFile {
   /**
    * Copies a range of another file to `offset` inside the host, which shares the space where it can; as good
    * as a write. False: not with these two files; part of the range may hold the copy then. Both ranges are
-   * settled: nobody writes them meanwhile.
+   * settled: nobody writes them meanwhile. `idle`: the event loop has nothing better to do than to copy.
    */
-  copyFrom?(source: HostFile, sourceOffset: number, offset: number, bytes: number): Promise<boolean>;
+  copyFrom?(
+    source: HostFile,
+    sourceOffset: number,
+    offset: number,
+    bytes: number,
+    idle: boolean,
+  ): Promise<boolean>;
   /** Whether `copyAtOnce` is worth a try. */
   readonly copiesAtOnce?: boolean;
   /** The same as `copyFrom`, done when it returns. */

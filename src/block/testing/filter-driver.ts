@@ -51,9 +51,9 @@ export class FilterDriver implements Driver {
     return this.#call("extents", offset, bytes, (image) => image.extents(offset, bytes, out));
   }
 
-  async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {
+  async copyUp(offset: number, bytes: number, base: BlockNode | undefined, idle: boolean): Promise<number> {
     await this.before({ node: this.#host.name, operation: "copyUp", offset, bytes });
-    return this.#image.copyUp(offset, bytes, base);
+    return this.#image.copyUp(offset, bytes, base, idle);
   }
 
   truncate(size: number): Completion {

@@ -197,7 +197,8 @@ async function copyUp(node: BlockNode, offset: number, bytes: number): Promise<v
   const cluster = node.driver.clusterSize;
   const start = Math.floor(offset / cluster) * cluster;
   const end = Math.min(node.size, Math.ceil((offset + bytes) / cluster) * cluster);
-  if (node.backing !== undefined && end > start) await node.driver.copyUp?.(start, end - start, undefined);
+  if (node.backing !== undefined && end > start)
+    await node.driver.copyUp?.(start, end - start, undefined, start === 0);
 }
 
 async function repairAndCheck(file: LastingFile): Promise<void> {

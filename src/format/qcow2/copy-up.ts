@@ -55,20 +55,25 @@ export class CopyUp {
   }
 
   /** See Driver.copyUp. */
-  async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {
+  async copyUp(offset: number, bytes: number, base: BlockNode | undefined, idle: boolean): Promise<number> {
     const { locks } = this.#image;
     if (bytes === 0) return 0;
     const first = this.#image.clusterOf(offset);
     const count = this.#image.clusterCount(offset, bytes);
     await locks.lockExclusive(first, count);
     try {
-      return await this.#copyLocked(offset, offset + bytes, base);
+      return await this.#copyLocked(offset, offset + bytes, base, idle);
     } finally {
       locks.unlockExclusive(first, count);
     }
   }
 
-  async #copyLocked(offset: number, end: number, base: BlockNode | undefined): Promise<number> {
+  async #copyLocked(
+    offset: number,
+    end: number,
+    base: BlockNode | undefined,
+    idle: boolean,
+  ): Promise<number> {
     const image = this.#image;
     const mapping = this.#mapping;
     let copied = 0;
@@ -81,14 +86,14 @@ export class CopyUp {
       }
       if (kind === RunKind.INVALID) throw this.#reader.invalid(pos, mapping);
       const runEnd = pos + mapping.bytes;
-      if (kind === RunKind.UNALLOCATED) copied += await this.#fillRun(pos, runEnd, base);
+      if (kind === RunKind.UNALLOCATED) copied += await this.#fillRun(pos, runEnd, base, idle);
       pos = runEnd;
     }
     return copied;
   }
 
   /** [from, end) is unallocated here; both are at unit boundaries, or `end` is the end of the disk. */
-  async #fillRun(from: number, end: number, base: BlockNode | undefined): Promise<number> {
+  async #fillRun(from: number, end: number, base: BlockNode | undefined, idle: boolean): Promise<number> {
     const { backing } = this.#image.host;
     if (backing === undefined || backing === base) return 0;
     const list = new ExtentList(from);
@@ -102,7 +107,7 @@ export class CopyUp {
       const action = this.#actionAt(list.extents, at, pos, end, base);
       const to = this.#sameAction(list.extents, at, pos, end, base, action);
       if (action === Action.ZERO) await this.#zeroer.writeZeroesLocked(pos, to - pos, WriteFlags.MAY_UNMAP);
-      if (action === Action.COPY) copied += await this.#copyRun(pos, to, list.extents, at, backing);
+      if (action === Action.COPY) copied += await this.#copyRun(pos, to, list.extents, at, backing, idle);
       pos = to;
     }
     return copied;
@@ -162,6 +167,7 @@ export class CopyUp {
     extents: readonly Extent[],
     at: number,
     backing: BlockNode,
+    idle: boolean,
   ): Promise<number> {
     const unit = this.#mapping.subclusterSize;
     let copied = 0;
@@ -170,7 +176,7 @@ export class CopyUp {
       while (endOf(extents[index]!) <= pos) index++;
       const source = this.#hostCopy.sourceOf(extents[index]!, backing, pos, to, this.#image.file);
       if (source !== undefined) {
-        await this.#writer.copyLocked(pos, source.bytes, source.file, source.offset);
+        await this.#writer.copyLocked(pos, source, idle);
         copied += source.bytes;
         pos += source.bytes;
         continue;

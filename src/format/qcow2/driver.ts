@@ -187,9 +187,9 @@ export class Qcow2Driver implements Driver {
     return this.#reader.lend(offset, bytes, loan);
   }
 
-  async copyUp(offset: number, bytes: number, base: BlockNode | undefined): Promise<number> {
+  async copyUp(offset: number, bytes: number, base: BlockNode | undefined, idle: boolean): Promise<number> {
     if (!this.#writing.ready) await this.#writing.begin();
-    return this.#copyUp.copyUp(offset, bytes, base);
+    return this.#copyUp.copyUp(offset, bytes, base, idle);
   }
 
   async truncate(size: number): Promise<void> {

@@ -30,6 +30,7 @@ import { both, type Completion } from "../../base/completion.ts";
 import { KiB, MiB } from "../../base/units.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { FillCopy } from "./fill-copy.ts";
+import type { HostSource } from "./host-copy.ts";
 import type { Image } from "./image.ts";
 import {
   ALL_SUBCLUSTERS,
@@ -76,6 +77,7 @@ export class GuestWrite implements Steps {
   /** Where the payload stands instead of in `#buffer`, and how far behind its place in this image. */
   #source: BlockNode | undefined;
   #sourceShift = 0;
+  #idle = false;
   #lockFirst = 0;
   #lockCount = 0;
   #phase: number = Phase.FIND;
@@ -121,13 +123,13 @@ export class GuestWrite implements Steps {
   }
 
   /**
-   * Sets up a copy of what `source`, the node of a host file, holds at `sourceOffset`. The caller holds the
-   * lock; the range is whole units.
+   * Sets up a copy of `source`. The caller holds the lock; the range is whole units. `idle`: see Driver.
    */
-  prepareCopy(offset: number, bytes: number, source: BlockNode, sourceOffset: number): this {
-    this.prepare(offset, bytes, EMPTY, 0, 0, 0);
-    this.#source = source;
-    this.#sourceShift = sourceOffset - offset;
+  prepareCopy(offset: number, source: HostSource, idle: boolean): this {
+    this.prepare(offset, source.bytes, EMPTY, 0, 0, 0);
+    this.#source = source.file;
+    this.#sourceShift = source.offset - offset;
+    this.#idle = idle;
     return this;
   }
 
@@ -371,7 +373,7 @@ export class GuestWrite implements Steps {
     const { file } = this.#parts.image;
     const from = this.#pos + this.#sourceShift;
     assert(this.#head + this.#tail === 0, "a copy is whole units");
-    if (await file.copyFrom(source, from, hostOffset, bytes)) return;
+    if (await file.copyFrom(source, from, hostOffset, bytes, this.#idle)) return;
     const area = buffers.take(Math.min(bytes, COPY_PIECE_BYTES));
     this.#area = area;
     for (let done = 0; done < bytes; done += area.length) {

@@ -6,9 +6,9 @@
 // under the lock, again after every wait.
 
 import type { Completion } from "../../base/completion.ts";
-import type { BlockNode } from "../../block/node.ts";
 import { FillCopy } from "./fill-copy.ts";
 import { GuestWrite } from "./guest-write.ts";
+import type { HostSource } from "./host-copy.ts";
 import type { Image } from "./image.ts";
 import { L2Tables } from "./l2-tables.ts";
 import { type Mapping, RunKind } from "./mapping.ts";
@@ -53,8 +53,8 @@ export class Writer {
    * Copies whole units from `source`, the node of a host file, for a caller that holds the exclusive lock of
    * these clusters and found nothing allocated there.
    */
-  copyLocked(offset: number, bytes: number, source: BlockNode, sourceOffset: number): Completion {
-    return runSteps(this.#take().prepareCopy(offset, bytes, source, sourceOffset));
+  copyLocked(offset: number, source: HostSource, idle: boolean): Completion {
+    return runSteps(this.#take().prepareCopy(offset, source, idle));
   }
 
   async #writeAfter(

@@ -63,9 +63,15 @@ export class FileDriver implements Driver {
     return this.#file.writeVector(offset, parts);
   }
 
-  async copyFrom(source: Driver, sourceOffset: number, offset: number, bytes: number): Promise<boolean> {
+  async copyFrom(
+    source: Driver,
+    sourceOffset: number,
+    offset: number,
+    bytes: number,
+    idle: boolean,
+  ): Promise<boolean> {
     if (!(source instanceof FileDriver) || this.#file.copyFrom === undefined) return false;
-    return this.#file.copyFrom(source.#file, sourceOffset, offset, bytes);
+    return this.#file.copyFrom(source.#file, sourceOffset, offset, bytes, idle);
   }
 
   get copiesAtOnce(): boolean {
