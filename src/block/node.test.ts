@@ -294,3 +294,19 @@ it("names who keeps a node busy", () => {
   node.blockers.set({}, "block device is in use by block job: stream");
   expect(() => node.refuseBlocked()).toThrow("Node 'A' is busy: block device is in use by block job: stream");
 });
+
+describe("requests that wait at the door", () => {
+  it("are handed to an overlay however many they are", async () => {
+    const world = new ArrayWorld();
+    const below = world.image("A", { size: 4096 });
+    const overlay = world.image("S", { size: 4096 });
+    below.quiesce();
+    overlay.quiesce();
+    // A few connections at their limit. As arguments of one call they would be more than the stack takes.
+    const waiting = Array.from({ length: 200_000 }, () => below.flush());
+    overlay.adoptWaiting(below);
+    overlay.resume();
+    await Promise.all(waiting);
+    expect([below.counters.flushes, overlay.counters.flushes]).toEqual([0, 200_000]);
+  });
+});

@@ -333,7 +333,7 @@ export class BlockNode implements DriverHost {
   /** For graph.ts alone: what waits at the door of `below` goes on here. Both are drained. */
   adoptWaiting(below: BlockNode): void {
     assert(this.#quiesced > 0, "requests are handed over while both nodes are drained");
-    this.#waiting.push(...below.#waiting.splice(0));
+    for (const waiting of below.#waiting.splice(0)) this.#waiting.push(waiting);
   }
 
   /** For graph.ts alone: changes the backing link while nothing is in flight. */
