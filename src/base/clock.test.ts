@@ -1,4 +1,4 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { ManualClock, systemClock } from "./clock.ts";
 
 describe("ManualClock", () => {
@@ -49,5 +49,19 @@ describe("systemClock", () => {
       setTimeout(() => {}, 50);
     });
     expect(calls).toBe(1);
+  });
+
+  it("does not call back at once what is due in a thousand years", () => {
+    vi.useFakeTimers();
+    try {
+      let called = false;
+      systemClock.after(1000 * 365 * 86_400_000, () => {
+        called = true;
+      });
+      vi.advanceTimersByTime(365 * 86_400_000);
+      expect(called).toBe(false);
+    } finally {
+      vi.useRealTimers();
+    }
   });
 });
