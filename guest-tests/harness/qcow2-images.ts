@@ -4,9 +4,10 @@
 import { onTestFinished } from "vitest";
 import { silentLogger } from "../../src/base/logger.ts";
 import { MiB } from "../../src/base/units.ts";
-import { Graph, type NodeUse } from "../../src/block/graph.ts";
+import { Graph } from "../../src/block/graph.ts";
 import type { BlockNode } from "../../src/block/node.ts";
 import type { NodeOptions } from "../../src/block/node-options.ts";
+import type { NodeUse } from "../../src/block/node-use.ts";
 import { type DriverFactory, NodeOpener } from "../../src/block/open.ts";
 import { ALL_PERMISSIONS, Permission } from "../../src/block/permissions.ts";
 import { type CreateOptions, createQcow2 } from "../../src/format/qcow2/create.ts";

@@ -7,6 +7,7 @@
 //   3. A use can be moved to another node (live snapshot): who holds a use asks it for its node at every
 //      request.
 //   4. Changes of the graph run one at a time (`exclusively`), so that two never see each other half done.
+//   5. A change of several links is made in one turn of the loop, with all their nodes drained: all or none.
 
 import { assert } from "../base/assert.ts";
 import { BlockError } from "../base/errors.ts";
@@ -14,42 +15,37 @@ import type { Logger } from "../base/logger.ts";
 import { silentLogger } from "../base/logger.ts";
 import { CHAIN_LENGTH_MAX, chainOf } from "./chain.ts";
 import type { BlockNode } from "./node.ts";
+import {
+  holdsBytes,
+  movingUses,
+  NodeUse,
+  showsImage,
+  type UseRequest,
+  usesOf,
+  WRITES,
+  writesThrough,
+} from "./node-use.ts";
 import type { Claim } from "./permissions.ts";
 import { ALL_PERMISSIONS, checkClaim, Permission } from "./permissions.ts";
-
-/** One user's hold on a node. */
-export class NodeUse implements Claim {
-  readonly user: string;
-  readonly role: string;
-  readonly shares: number;
-  needs: number;
-  node: BlockNode;
-  /** The node that holds this one, where the user is a node. */
-  readonly parent: BlockNode | undefined;
-  /** Stays where it is when the node gets an overlay: jobs, and the monitor's own reference. */
-  readonly staysAtNode: boolean;
-
-  constructor(node: BlockNode, claim: UseRequest) {
-    this.node = node;
-    this.user = claim.user;
-    this.role = claim.role;
-    this.needs = claim.needs;
-    this.shares = claim.shares;
-    this.parent = claim.parent;
-    this.staysAtNode = claim.staysAtNode ?? false;
-  }
-}
-
-export interface UseRequest extends Claim {
-  readonly parent?: BlockNode;
-  readonly staysAtNode?: boolean;
-}
+import { WritingRights } from "./writing-rights.ts";
 
 /** `role`: the name of the option; permissions beyond what every such link has. */
 export interface FileLinkOptions {
   readonly role?: "file" | "image";
   readonly takes?: number;
   readonly denies?: number;
+}
+
+/** An overlay that goes on top of a node. */
+export interface Addition {
+  readonly node: BlockNode;
+  readonly overlay: BlockNode;
+}
+
+/** A node that gets another backing node, or none. */
+export interface BackingChange {
+  readonly overlay: BlockNode;
+  readonly backing: BlockNode | undefined;
 }
 
 const NODE_NAME = /^[A-Za-z][A-Za-z0-9._-]*$/;
@@ -60,8 +56,7 @@ export class Graph {
   guestRequests = 0;
   readonly #nodes = new Map<string, BlockNode>();
   readonly #reserved = new Set<string>();
-  /** Nodes that are being reopened, until it is over. */
-  readonly #reopening = new Map<BlockNode, Promise<unknown>>();
+  readonly #rights = new WritingRights();
   readonly #logger: Logger;
   #generated = 100;
   #changing: Promise<unknown> = Promise.resolve();
@@ -122,7 +117,7 @@ export class Graph {
 
   /** Takes hold of `node`. @throws BlockError EPERM when it is read-only or others forbid what is needed */
   use(node: BlockNode, request: UseRequest): NodeUse {
-    if (node.readOnly && (request.needs & (Permission.WRITE | Permission.WRITE_UNCHANGED)) !== 0) {
+    if ((request.needs & WRITES) !== 0 && !this.#rights.isWritable(node)) {
       throw new BlockError("EPERM", "Block node is read-only");
     }
     checkClaim(node.name, request, node.claims as Set<Claim>);
@@ -140,7 +135,7 @@ export class Graph {
 
   /** The uses of `node`, each with its user's name. */
   usesOf(node: BlockNode): NodeUse[] {
-    return [...node.claims] as NodeUse[];
+    return usesOf(node);
   }
 
   /** Overlays and other nodes that hold `node`. */
@@ -151,7 +146,7 @@ export class Graph {
   async #close(node: BlockNode): Promise<void> {
     this.#nodes.delete(node.name);
     const children = this.#childUses(node);
-    while (this.#reopening.has(node)) await this.#reopening.get(node);
+    await this.#rights.settled(node);
     await node.quiesce();
     let failure: { error: unknown } | undefined;
     try {
@@ -160,11 +155,9 @@ export class Graph {
       failure = { error };
       this.#logger.error(`closing node '${node.name}' (${node.filename}): ${String(error)}`);
     }
-    for (const use of children) {
-      await this.release(use).catch((error: unknown) => {
-        failure ??= { error };
-      });
-    }
+    await this.#releaseAll(children).catch((error: unknown) => {
+      failure ??= { error };
+    });
     if (failure !== undefined) throw failure.error;
   }
 
@@ -231,171 +224,146 @@ export class Graph {
     return this.usesOf(backing).find((use) => use.parent === overlay && use.role === "backing");
   }
 
+  /** As `appendAll`, of one overlay. */
+  append(node: BlockNode, overlay: BlockNode): Promise<void> {
+    return this.appendAll([{ node, overlay }]);
+  }
+
   /**
-   * Puts `overlay` on top of `node`: everybody who used `node` uses the overlay from then on, but for jobs
-   * and the monitor. Guest requests wait meanwhile. On an error nothing has changed. Runs inside
-   * `exclusively`.
+   * Puts each `overlay` on top of its `node`, all at one moment: everybody who used the node uses the overlay
+   * from then on, but for jobs and the monitor. Guest requests wait meanwhile. On an error nothing has
+   * changed. `refuseUnfit` is asked right before each of them, and throws. Runs inside `exclusively`.
    */
-  async append(node: BlockNode, overlay: BlockNode): Promise<void> {
-    this.refuseUnfitOverlay(node, overlay);
+  async appendAll(
+    additions: readonly Addition[],
+    refuseUnfit: (addition: Addition) => void = () => {},
+  ): Promise<void> {
+    for (const { node, overlay } of additions) this.refuseUnfitOverlay(node, overlay);
     const drained = new Set<BlockNode>();
     try {
-      await this.#drainFromAbove(node, overlay, drained);
-      await node.driver.flush();
-      // Others may have come and gone during these waits.
-      this.refuseUnfitOverlay(node, overlay);
-      this.#insertAbove(node, overlay, drained);
+      const wanted = () =>
+        additions.flatMap(({ node, overlay }) => [
+          ...(drained.has(node) ? [] : this.parentsOf(node)),
+          node,
+          overlay,
+        ]);
+      for (let each = nextToDrain(drained, wanted()); each !== undefined; ) {
+        await drain(each, drained);
+        // Before the ones below are drained: a filter's flush passes through them.
+        if (additions.some(({ node }) => node === each)) await each.driver.flush();
+        each = nextToDrain(drained, wanted());
+      }
+      allOrNone(additions, (addition) => {
+        // Others may have come and gone during these waits; and one of them may not fit together with
+        // another.
+        refuseUnfit(addition);
+        this.refuseUnfitOverlay(addition.node, addition.overlay);
+        return this.#insertAbove(addition, drained);
+      });
+      // What the guest sent meanwhile belongs above the snapshot: below, it would be lost to a copy-on-write
+      // in flight.
+      for (const { node, overlay } of additions) overlay.adoptWaiting(node);
     } finally {
       for (const each of [...drained].reverse()) each.resume();
     }
     // A backing image is open for reading only: its tables are written and its locks let others read it.
-    await this.setWritable(node, false).catch((error: unknown) => {
-      this.#logger.warn(`node '${node.name}' stays open for writing below its overlay: ${String(error)}`);
-    });
-  }
-
-  /** Upper nodes first: what is in flight there may still need the node below. */
-  async #drainFromAbove(node: BlockNode, overlay: BlockNode, drained: Set<BlockNode>): Promise<void> {
-    const drain = async (each: BlockNode) => {
-      drained.add(each);
-      await each.quiesce();
-    };
-    for (;;) {
-      const parent = this.parentsOf(node).find((each) => !drained.has(each));
-      if (parent === undefined) break;
-      await drain(parent);
+    for (const { node } of additions) {
+      await this.setWritable(node, false).catch((error: unknown) => {
+        this.#logger.warn(`node '${node.name}' stays open for writing below its overlay: ${String(error)}`);
+      });
     }
-    await drain(node);
-    await drain(overlay);
   }
 
-  #insertAbove(node: BlockNode, overlay: BlockNode, drained: ReadonlySet<BlockNode>): void {
+  /** What is returned takes it back, in the same turn of the loop. */
+  #insertAbove({ node, overlay }: Addition, drained: ReadonlySet<BlockNode>): () => void {
     const moving = movingUses(this.usesOf(node));
     if (moving.some((use) => use.parent !== undefined && !drained.has(use.parent))) {
       throw new BlockError("EBUSY", `Node '${node.name}' got another overlay at the same time`);
     }
-    for (const use of moving) node.claims.delete(use);
+    for (const use of moving) checkClaim(overlay.name, use, overlay.claims);
+    const move = (from: BlockNode, to: BlockNode) => {
+      for (const use of moving) {
+        from.claims.delete(use);
+        use.node = to;
+        to.claims.add(use);
+      }
+    };
+    move(node, overlay);
     try {
       this.linkBacking(overlay, node);
     } catch (error) {
-      for (const use of moving) node.claims.add(use);
+      move(overlay, node);
       throw error;
     }
-    for (const use of moving) {
-      use.node = overlay;
-      overlay.claims.add(use);
-      if (showsImage(use)) use.parent!.setFiltered(overlay);
-      else use.parent?.setBacking(overlay);
-    }
-    // What the guest sent meanwhile belongs above the snapshot: below, it would be lost to a copy-on-write in
-    // flight.
-    overlay.adoptWaiting(node);
+    showInstead(moving, overlay);
+    return () => {
+      this.#unlinkBacking(overlay, undefined);
+      move(overlay, node);
+      showInstead(moving, node);
+    };
+  }
+
+  /** Takes back a `linkBacking`; `before` is what was linked before it. */
+  #unlinkBacking(overlay: BlockNode, before: BlockNode | undefined): void {
+    const link = this.backingUse(overlay);
+    link?.node.claims.delete(link);
+    overlay.setBacking(before);
+  }
+
+  /** As `replaceBackings`, of one link. */
+  replaceBacking(overlay: BlockNode, backing: BlockNode | undefined): Promise<void> {
+    return this.replaceBackings([{ overlay, backing }]);
   }
 
   /**
-   * Drains `overlay`, gives it another backing node (or none) and lets go of the old one. Inside
+   * Gives each `overlay` another backing node (or none), all at one moment, and lets go of the old ones. On
+   * an error nothing has changed. `refuseUnfit` is asked while all of them are drained, and throws. Inside
    * `exclusively`.
    */
-  async replaceBacking(overlay: BlockNode, backing: BlockNode | undefined): Promise<void> {
-    await overlay.quiesce();
-    let before: NodeUse | undefined;
+  async replaceBackings(
+    changes: readonly BackingChange[],
+    refuseUnfit: () => void = () => {},
+  ): Promise<void> {
+    const drained = new Set<BlockNode>();
+    const before: NodeUse[] = [];
     try {
-      before = this.linkBacking(overlay, backing);
-    } finally {
-      overlay.resume();
-    }
-    if (before !== undefined) await this.release(before);
-  }
-
-  /**
-   * Reopens a node, and the file below it, for writing or for reading only. On an error it stays as it was.
-   * One after the other: who asks next finds what came of the one before. Tells whether anything was to be
-   * changed.
-   */
-  async setWritable(node: BlockNode, writable: boolean): Promise<boolean> {
-    const alongside = () => [node, ...this.#linksReopenedWith(node).map((link) => link.node)];
-    for (;;) {
-      const busy = alongside().find((each) => this.#reopening.has(each));
-      if (busy === undefined) break;
-      await this.#reopening.get(busy);
-    }
-    const nodes = alongside();
-    const reopening = this.#reopen(node, writable);
-    const settled = reopening.catch(() => undefined);
-    for (const each of nodes) this.#reopening.set(each, settled);
-    try {
-      return await reopening;
-    } finally {
-      for (const each of nodes) this.#reopening.delete(each);
-    }
-  }
-
-  async #reopen(node: BlockNode, writable: boolean): Promise<boolean> {
-    if (node.readOnly !== writable) return false;
-    const links = this.#linksReopenedWith(node);
-    // Others may write to what a filter shows.
-    const shared = writable ? -1 : links.findIndex((link) => this.#isWrittenBesides(link));
-    const stays = shared < 0 ? undefined : links[shared]!.node;
-    if (shared >= 0) links.length = shared + 1;
-    const before = links.map(({ needs }) => needs);
-    try {
-      // Claimed before the first await, so that nobody else becomes its writer meanwhile.
-      if (writable) for (const link of links) this.#claimMore(link, writesThrough(link.role));
-      await node.setWritable(writable, stays);
-    } catch (error) {
-      for (const [index, link] of links.entries()) link.needs = before[index]!;
-      throw error;
-    }
-    if (!writable) for (const link of links) link.needs &= ~(Permission.WRITE | Permission.RESIZE);
-    return true;
-  }
-
-  /**
-   * Lets `node` be resized, and the image that it shows where it is a filter, until the function that is
-   * returned was called. @throws BlockError EBUSY, EPERM
-   */
-  claimResize(node: BlockNode): () => void {
-    const links: NodeUse[] = [];
-    const giveBack = () => {
-      for (const link of links) link.needs &= ~Permission.RESIZE;
-    };
-    try {
-      for (let at = node; at.filtered !== undefined; at = at.filtered) {
-        const link = this.usesOf(at.filtered).find((use) => use.parent === at)!;
-        at.filtered.refuseBlocked();
-        if ((link.needs & Permission.RESIZE) !== 0) continue;
-        this.#claimMore(link, Permission.RESIZE);
-        links.push(link);
+      const wanted = changes.map(({ overlay }) => overlay);
+      for (let each = nextToDrain(drained, wanted); each !== undefined; ) {
+        await drain(each, drained);
+        each = nextToDrain(drained, wanted);
       }
-    } catch (error) {
-      giveBack();
-      throw error;
+      refuseUnfit();
+      allOrNone(changes, ({ overlay, backing }) => {
+        const old = overlay.backing;
+        const link = this.linkBacking(overlay, backing);
+        if (link !== undefined) before.push(link);
+        return () => this.#unlinkBacking(overlay, old);
+      });
+    } finally {
+      for (const each of [...drained].reverse()) each.resume();
     }
-    return giveBack;
+    await this.#releaseAll(before);
   }
 
-  #isWrittenBesides(link: NodeUse): boolean {
-    const writes = Permission.WRITE | Permission.WRITE_UNCHANGED;
-    return this.usesOf(link.node).some((use) => use !== link && (use.needs & writes) !== 0);
-  }
-
-  /** From `node` down to the file of the host, through filters that are reopened along. */
-  #linksReopenedWith(node: BlockNode): NodeUse[] {
-    const links: NodeUse[] = [];
-    for (let at = node; at.file !== undefined; at = at.file) {
-      const link = this.usesOf(at.file).find((use) => use.parent === at && holdsBytes(use));
-      if (link !== undefined) links.push(link);
-      if (at.file.readOnly !== node.readOnly) break;
+  /** All of them, whatever becomes of one. The first error is handed up. */
+  async #releaseAll(uses: readonly NodeUse[]): Promise<void> {
+    let failure: { error: unknown } | undefined;
+    for (const use of uses) {
+      await this.release(use).catch((error: unknown) => {
+        failure ??= { error };
+      });
     }
-    return links;
+    if (failure !== undefined) throw failure.error;
   }
 
-  #claimMore(link: NodeUse, more: number): void {
-    const { node, user, role, shares } = link;
-    const needs = link.needs | more;
-    const others = this.usesOf(node).filter((use) => use !== link);
-    checkClaim(node.name, { user, role, shares, needs }, others);
-    link.needs = needs;
+  /** See WritingRights. */
+  setWritable(node: BlockNode, writable: boolean): Promise<boolean> {
+    return this.#rights.setWritable(node, writable);
+  }
+
+  /** See WritingRights. */
+  claimResize(node: BlockNode): () => void {
+    return this.#rights.claimResize(node);
   }
 
   /**
@@ -436,24 +404,36 @@ export class Graph {
   }
 }
 
-/** Those that a new overlay takes over. */
-function movingUses(uses: readonly NodeUse[]): NodeUse[] {
-  return uses.filter((use) => !use.staysAtNode);
+/** Upper nodes come first: what is in flight there may still need the nodes below. */
+function nextToDrain(drained: ReadonlySet<BlockNode>, wanted: readonly BlockNode[]): BlockNode | undefined {
+  const left = wanted.filter((each) => !drained.has(each));
+  return left.find((each) => !left.some((other) => other !== each && reaches(other, each)));
 }
 
-/** The link of a node to the one that holds its bytes. */
-function holdsBytes({ role }: NodeUse): boolean {
-  return role === "file" || role === "image";
+async function drain(node: BlockNode, drained: Set<BlockNode>): Promise<void> {
+  drained.add(node);
+  await node.quiesce();
 }
 
-/** The link of a filter to the image that it shows. */
-function showsImage(use: NodeUse): boolean {
-  return holdsBytes(use) && use.parent?.filtered !== undefined;
+/**
+ * Makes each change in turn, at once; what it returns takes it back. An error takes back all that were made.
+ */
+function allOrNone<T>(changes: readonly T[], make: (change: T) => () => void): void {
+  const undo: (() => void)[] = [];
+  try {
+    for (const change of changes) undo.push(make(change));
+  } catch (error) {
+    for (const step of undo.reverse()) step();
+    throw error;
+  }
 }
 
-/** What a node that is open for writing needs of the one with its bytes; a filter resizes on demand only. */
-function writesThrough(role: string): number {
-  return role === "image" ? Permission.WRITE : Permission.WRITE | Permission.RESIZE;
+/** Lets the nodes above, whose uses these are, show or stand on `node`. */
+function showInstead(uses: readonly NodeUse[], node: BlockNode): void {
+  for (const use of uses) {
+    if (showsImage(use)) use.parent!.setFiltered(node);
+    else use.parent?.setBacking(node);
+  }
 }
 
 /** Whether `node` is `below`, or stands on it in any way: by files, filters, backing images. */

@@ -11,10 +11,11 @@ import type { Logger } from "../base/logger.ts";
 import type { BackingRoots, NamedFile } from "./backing-roots.ts";
 import { CHAIN_LENGTH_MAX } from "./chain.ts";
 import type { CorruptionReport, Driver, DriverHost } from "./driver.ts";
-import type { Graph, NodeUse } from "./graph.ts";
+import type { Graph } from "./graph.ts";
 import { asLinked, backingOptions, filenamesIn, withLink } from "./link-options.ts";
 import { BlockNode } from "./node.ts";
 import type { NodeOptions } from "./node-options.ts";
+import type { NodeUse } from "./node-use.ts";
 
 export interface OpenContext {
   readonly readOnly: boolean;

@@ -80,6 +80,18 @@ async function createInNode(
     typeof file === "string"
       ? daemon.graph.get(file)
       : await daemon.opener.open(adaptNodeOptions(file, daemon.logger));
+  try {
+    await createIn(daemon, node, options);
+  } finally {
+    await daemon.opener.closeUnused(node);
+  }
+}
+
+async function createIn(
+  daemon: Daemon,
+  node: BlockNode,
+  options: Extract<ImageOptions, { driver: "qcow2" }>,
+): Promise<void> {
   const use = daemon.graph.use(node, {
     user: "an unnamed block device",
     role: "root",

@@ -45,6 +45,8 @@ export interface ExportEntry {
   readonly name: string;
   readonly backend: NbdExport;
   shuttingDown: boolean;
+  /** Its end, once that has begun. */
+  gone?: Promise<void>;
 }
 
 export class ExportTable {
@@ -145,9 +147,11 @@ export class ExportTable {
   async stopServer(): Promise<void> {
     const server = this.#runningServer();
     this.#server = undefined;
-    for (const entry of this.#exports.values()) entry.shuttingDown = true;
+    // Exports of the next server may come before this one has ended.
+    const ending = this.entries.reverse();
+    for (const entry of ending) entry.shuttingDown = true;
     await server.close();
-    for (const entry of this.entries.reverse()) await this.#letGo(entry);
+    for (const entry of ending) await this.#letGo(entry);
   }
 
   /** Clients wait from now on, also those of a server that starts later, until `admitClients`. */
@@ -210,8 +214,13 @@ export class ExportTable {
     await this.#letGo(entry);
   }
 
-  async #letGo(entry: ExportEntry): Promise<void> {
-    if (this.#exports.get(entry.id) !== entry) return;
+  /** Once, whoever asks for it. */
+  #letGo(entry: ExportEntry): Promise<void> {
+    entry.gone ??= this.#release(entry);
+    return entry.gone;
+  }
+
+  async #release(entry: ExportEntry): Promise<void> {
     try {
       await entry.backend.release();
     } catch (error) {

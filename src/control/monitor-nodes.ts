@@ -1,9 +1,10 @@
 // The nodes that the monitor holds: what was added by name stays until it is deleted by name.
 
 import { BlockError } from "../base/errors.ts";
-import type { Graph, NodeUse } from "../block/graph.ts";
+import type { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import type { NodeOptions } from "../block/node-options.ts";
+import type { NodeUse } from "../block/node-use.ts";
 import type { NodeOpener } from "../block/open.ts";
 import { ALL_PERMISSIONS } from "../block/permissions.ts";
 

@@ -2,10 +2,10 @@
 
 import { BlockError } from "../base/errors.ts";
 import { chainOf } from "../block/chain.ts";
-import { refuseCycle } from "../block/graph.ts";
+import { type BackingChange, refuseCycle } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import type { NodeOptions } from "../block/node-options.ts";
-import { Permission } from "../block/permissions.ts";
+import { writerOf } from "../block/node-use.ts";
 import type { Daemon } from "./daemon.ts";
 
 interface Reopening {
@@ -14,11 +14,27 @@ interface Reopening {
   readonly backing: BlockNode | undefined;
 }
 
-/** All nodes are checked before the first one is touched. @throws BlockError in QEMU's words */
+/**
+ * All nodes get their new options, or none does: all are checked before the first one is touched, rights
+ * change first, and all backing links at one moment. @throws BlockError in QEMU's words
+ */
 export function reopenNodes(daemon: Daemon, all: readonly NodeOptions[]): Promise<void> {
   return daemon.graph.exclusively(async () => {
     const reopenings = all.map((options) => planReopening(daemon, options));
-    for (const reopening of reopenings) await reopen(daemon, reopening);
+    for (const { node, options } of reopenings) if (!isWritable(options)) refuseWhileWritten(node);
+    refuseBlocked(reopenings);
+    const changed: BlockNode[] = [];
+    try {
+      for (const { node, options } of reopenings) {
+        if (await changeRights(daemon, node, isWritable(options))) changed.push(node);
+      }
+      // A job may begin while the nodes are drained.
+      await daemon.graph.replaceBackings(backingChanges(reopenings), () => refuseBlocked(reopenings));
+    } catch (error) {
+      for (const node of changed.reverse()) await restoreRights(daemon, node);
+      throw error;
+    }
+    for (const { node, options } of reopenings) daemon.nodes.reopened(node, options);
   });
 }
 
@@ -73,23 +89,43 @@ function newBacking(daemon: Daemon, node: BlockNode, options: NodeOptions): Bloc
   return found;
 }
 
-async function reopen(daemon: Daemon, { node, options, backing }: Reopening): Promise<void> {
-  const writable = options["read-only"] !== true;
-  if (node.backing !== backing) {
-    for (const each of chainOf(node)) each.refuseBlocked();
-    await daemon.graph.replaceBacking(node, backing);
-  }
-  if (writable === node.readOnly) {
-    if (!writable) refuseWhileWritten(daemon, node);
-    await daemon.graph.setWritable(node, writable);
-  }
-  daemon.nodes.reopened(node, options);
+function backingChanges(reopenings: readonly Reopening[]): BackingChange[] {
+  return reopenings
+    .filter(({ node, backing }) => node.backing !== backing)
+    .map(({ node, backing }) => ({ overlay: node, backing }));
 }
 
-const WRITES = Permission.WRITE | Permission.WRITE_UNCHANGED;
+/** @throws BlockError EBUSY while a job holds a chain that is to be changed */
+function refuseBlocked(reopenings: readonly Reopening[]): void {
+  for (const { overlay } of backingChanges(reopenings)) {
+    for (const each of chainOf(overlay)) each.refuseBlocked();
+  }
+}
 
-function refuseWhileWritten(daemon: Daemon, node: BlockNode): void {
-  const writer = daemon.graph.usesOf(node).find((use) => (use.needs & WRITES) !== 0);
+function isWritable(options: NodeOptions): boolean {
+  return options["read-only"] !== true;
+}
+
+/** Tells whether they were others before. @throws BlockError EBUSY while somebody writes */
+async function changeRights(daemon: Daemon, node: BlockNode, writable: boolean): Promise<boolean> {
+  if (writable !== node.readOnly) return false;
+  const changed = await daemon.graph.setWritable(node, writable);
+  if (!writable && !node.readOnly) refuseWhileWritten(node);
+  return changed;
+}
+
+async function restoreRights(daemon: Daemon, node: BlockNode): Promise<void> {
+  const writable = node.readOnly;
+  try {
+    await daemon.graph.setWritable(node, writable);
+  } catch (error) {
+    const now = writable ? "reading only" : "writing";
+    daemon.logger.warn(`node '${node.name}' stays open for ${now}: ${String(error)}`);
+  }
+}
+
+function refuseWhileWritten(node: BlockNode): void {
+  const writer = node.readOnly ? undefined : writerOf(node);
   if (writer === undefined) return;
   throw new BlockError(
     "EBUSY",

@@ -47,37 +47,21 @@ export function takeSnapshots(daemon: Daemon, planners: readonly Planner[]): Pro
     const plans: Plan[] = [];
     try {
       for (const planner of planners) plans.push(await planner(daemon));
-      await apply(daemon, plans);
+      await daemon.graph.appendAll(plans, ({ node }) => refuseBusy(daemon, node));
     } catch (error) {
-      for (const plan of plans.reverse()) await plan.abandon();
+      for (const plan of plans.reverse()) await abandon(daemon, plan);
       throw error;
     }
     for (const plan of plans) await plan.taken?.();
   });
 }
 
-async function apply(daemon: Daemon, plans: readonly Plan[]): Promise<void> {
-  const drained: BlockNode[] = [];
+/** The error that brought us here is the one to tell. */
+async function abandon(daemon: Daemon, { overlay, abandon }: Plan): Promise<void> {
   try {
-    for (const { node } of plans) {
-      // Filters that show the node come first: what is in flight in them still needs it.
-      for (const each of [...daemon.graph.parentsOf(node), node]) {
-        drained.push(each);
-        await each.quiesce();
-      }
-    }
-    for (const { node, overlay } of plans) {
-      await node.driver.flush();
-      // Somebody may have put another image on top meanwhile: its requests would wait at our drained node.
-      refuseBusy(daemon, node);
-      if (daemon.graph.parentsOf(node).some((parent) => !parent.isQuiesced)) {
-        throw new BlockError("EBUSY", `Node '${node.name}' got another filter at the same time`);
-      }
-      daemon.graph.refuseUnfitOverlay(node, overlay);
-    }
-    for (const { node, overlay } of plans) await daemon.graph.append(node, overlay);
-  } finally {
-    for (const node of drained.reverse()) node.resume();
+    await abandon();
+  } catch (error) {
+    daemon.logger.warn(`closing the overlay '${overlay.name}', which is not used: ${String(error)}`);
   }
 }
 
@@ -115,7 +99,8 @@ export function planSync(snapshot: SyncSnapshot): Planner {
     return {
       node,
       overlay,
-      abandon: () => daemon.nodes.remove(overlay.name),
+      // Somebody else may have taken hold of it meanwhile: it is his then.
+      abandon: () => daemon.nodes.letGo(overlay),
       taken: async () => {
         if (!daemon.nodes.isHeld(node)) await daemon.nodes.letGo(overlay);
       },

@@ -11,9 +11,10 @@ import { MiB } from "../base/units.ts";
 import { composedExtents } from "../block/chain.ts";
 import { WriteFlags } from "../block/driver.ts";
 import { ExtentKind, NO_HOST_OFFSET } from "../block/extent.ts";
-import type { Graph, NodeUse } from "../block/graph.ts";
+import type { Graph } from "../block/graph.ts";
 import { Loan } from "../block/loan.ts";
 import type { BlockNode } from "../block/node.ts";
+import type { NodeUse } from "../block/node-use.ts";
 import { ALL_PERMISSIONS, Permission } from "../block/permissions.ts";
 
 export const BASE_ALLOCATION = "base:allocation";

@@ -22,9 +22,10 @@ import type { Clock } from "../base/clock.ts";
 import { BlockError, errorCode, errorWords } from "../base/errors.ts";
 import { KiB, MiB } from "../base/units.ts";
 import { composedExtents, imageOf, layersAbove, nodeBelow } from "../block/chain.ts";
-import type { Graph, NodeUse } from "../block/graph.ts";
+import type { Graph } from "../block/graph.ts";
 import { leadsTo, linkName } from "../block/link-name.ts";
 import type { BlockNode } from "../block/node.ts";
+import type { NodeUse } from "../block/node-use.ts";
 import { ALL_PERMISSIONS, Permission } from "../block/permissions.ts";
 import type { JobErrorAction, JobListener, JobSettings } from "./job.ts";
 import { Job } from "./job.ts";
@@ -181,11 +182,8 @@ export class StreamJob extends Job {
 
   async #letGo(): Promise<void> {
     let failure: { error: unknown } | undefined;
-    const top = this.#uses.find((use) => use.node === this.#top);
-    const wanted = this.#graph
-      .usesOf(this.#top)
-      .some((use) => use !== top && (use.needs & Permission.WRITE) !== 0);
-    if (this.#openedForWriting && !wanted) {
+    if (this.#openedForWriting) {
+      const top = this.#uses.find((use) => use.node === this.#top);
       if (top !== undefined) top.needs = Permission.CONSISTENT_READ;
       this.#openedForWriting = false;
       await this.#graph.setWritable(this.#top, false).catch((error: unknown) => {

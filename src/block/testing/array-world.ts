@@ -2,9 +2,9 @@
 
 import type { Prng } from "../../base/prng.ts";
 import { chainOf } from "../chain.ts";
-import type { UseRequest } from "../graph.ts";
-import { Graph, type NodeUse } from "../graph.ts";
+import { Graph } from "../graph.ts";
 import { BlockNode } from "../node.ts";
+import type { NodeUse, UseRequest } from "../node-use.ts";
 import { ALL_PERMISSIONS, Permission } from "../permissions.ts";
 import { ArrayDriver, type ArrayOptions, FlatDriver } from "./array-driver.ts";
 import { FilterDriver } from "./filter-driver.ts";

@@ -15,32 +15,41 @@ const changeData = struct("ChangeBackingFileArguments", "", {
 });
 
 /** Writes another name into a backing link; the graph stays as it is. */
-async function changeBackingFile(daemon: Daemon, args: Infer<typeof changeData>): Promise<void> {
-  const top = daemon.nodeOrDevice(args.device);
-  if (daemon.graph.parentsOf(top).length > 0 || top.blockers.size > 0) {
-    throw new BlockError("EINVAL", "Need a root block node");
-  }
-  const image = daemon.lookUp(undefined, args["image-node-name"]);
-  if (image.filtered !== undefined) {
-    throw new BlockError(
-      "ENOTSUP",
-      `Could not change backing file to '${args["backing-file"]}': Operation not supported`,
-    );
-  }
-  const { backing } = image;
-  if (backing === undefined) {
-    throw new BlockError("EINVAL", "not allowing backing file change on an image without a backing file");
-  }
-  if (!isInChain(top, image)) {
-    throw new BlockError("EINVAL", `'${args.device}' and image file are not in the same chain`);
-  }
-  const format = imageOf(backing).driverName;
-  daemon.opener.refuseLink(image, args["backing-file"], format);
-  await daemon.graph.exclusively(() => writeLink(daemon, image, args["backing-file"], format));
+function changeBackingFile(daemon: Daemon, args: Infer<typeof changeData>): Promise<void> {
+  return daemon.graph.exclusively(async () => {
+    const top = daemon.nodeOrDevice(args.device);
+    if (daemon.graph.parentsOf(top).length > 0 || top.blockers.size > 0) {
+      throw new BlockError("EINVAL", "Need a root block node");
+    }
+    const image = daemon.lookUp(undefined, args["image-node-name"]);
+    if (image.filtered !== undefined) {
+      throw new BlockError(
+        "ENOTSUP",
+        `Could not change backing file to '${args["backing-file"]}': Operation not supported`,
+      );
+    }
+    const { backing } = image;
+    if (backing === undefined) {
+      throw new BlockError("EINVAL", "not allowing backing file change on an image without a backing file");
+    }
+    if (!isInChain(top, image)) {
+      throw new BlockError("EINVAL", `'${args.device}' and image file are not in the same chain`);
+    }
+    const format = imageOf(backing).driverName;
+    daemon.opener.refuseLink(image, args["backing-file"], format);
+    image.refuseBlocked();
+    // No job begins meanwhile: the image is open for writing only as long as this takes.
+    const blocker = {};
+    image.blockers.set(blocker, "its backing link is being changed");
+    try {
+      await writeLink(daemon, image, args["backing-file"], format);
+    } finally {
+      image.blockers.delete(blocker);
+    }
+  });
 }
 
 async function writeLink(daemon: Daemon, image: BlockNode, file: string, format: string): Promise<void> {
-  image.refuseBlocked();
   if (image.driver.changeBackingLink === undefined) {
     throw new BlockError("ENOTSUP", `Driver '${image.driverName}' has no backing link`);
   }
