@@ -50,5 +50,7 @@ export function cacheSizes(options: Readonly<Record<string, unknown>>): CacheSiz
 
 function sizeOption(options: Readonly<Record<string, unknown>>, name: string): number | undefined {
   const value = options[name];
-  return typeof value === "number" ? value : undefined;
+  if (typeof value !== "number") return undefined;
+  if (value >= 0) return value;
+  throw new BlockError("EINVAL", `Value '${value}' is out of range for parameter '${name}'`);
 }

@@ -168,6 +168,10 @@ export class RawDriver implements Driver {
 }
 
 function windowSize(realSize: number, offset: number, size: number | undefined): number {
+  for (const [name, value] of Object.entries({ offset, size: size ?? 0 })) {
+    if (value >= 0) continue;
+    throw new BlockError("EINVAL", `Value '${value}' is out of range for parameter '${name}'`);
+  }
   if (offset > realSize) {
     throw new BlockError(
       "EINVAL",
