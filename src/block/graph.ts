@@ -115,8 +115,12 @@ export class Graph {
 
   // --- uses --------------------------------------------------------------------------------------
 
-  /** Takes hold of `node`. @throws BlockError EPERM when it is read-only or others forbid what is needed */
+  /**
+   * Takes hold of `node`. @throws BlockError EPERM when it is read-only or others forbid what is needed;
+   * EBUSY when it is closed
+   */
   use(node: BlockNode, request: UseRequest): NodeUse {
+    this.#refuseClosed(node);
     if ((request.needs & WRITES) !== 0 && !this.#rights.isWritable(node)) {
       throw new BlockError("EPERM", "Block node is read-only");
     }
@@ -124,6 +128,11 @@ export class Graph {
     const use = new NodeUse(node, request);
     node.claims.add(use);
     return use;
+  }
+
+  #refuseClosed(node: BlockNode): void {
+    if (this.find(node.name) === node) return;
+    throw new BlockError("EBUSY", `Node '${node.name}' was closed meanwhile`);
   }
 
   /** Lets go; who was last closes the node, and the error of closing, if any, is his. */
@@ -373,8 +382,7 @@ export class Graph {
     if (overlay === node) throw new BlockError("EINVAL", "The overlay is already in use");
     for (const each of [node, overlay]) {
       each.refuseBlocked();
-      if (this.find(each.name) !== each)
-        throw new BlockError("EBUSY", `Node '${each.name}' was closed meanwhile`);
+      this.#refuseClosed(each);
     }
     const uses = this.usesOf(node);
     const holder = uses.find((use) => holdsBytes(use) && !showsImage(use));

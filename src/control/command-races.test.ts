@@ -1,6 +1,6 @@
 // Two monitors at once: what a command found out before it waited may have changed when it goes on.
 
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
@@ -301,4 +301,58 @@ it("blockdev-create keeps no file open that it may not write to", async () => {
   await job.concluded;
   expect(job.error).toBe("Block node is read-only");
   expect([...daemon.graph.nodes]).toEqual([]);
+});
+
+it("a job does not begin on a disk that is just being closed", async () => {
+  await add("base", { readOnly: true, patterned: true });
+  await add("A", { backing: "base" });
+  await serve("A");
+  await daemon.nodes.letGo(node("A"));
+  const { pass, arrived, open } = gate();
+  const { driver } = node("A");
+  const close = driver.close.bind(driver);
+  vi.spyOn(driver, "close").mockImplementationOnce(async () => {
+    await pass();
+    await close();
+  });
+  const removed = qmp("block-export-del", { id: "a" });
+  await arrived;
+  await expect(qmp("block-stream", { "job-id": "s", device: "a" })).rejects.toThrow("Node 'A' was closed");
+  open();
+  await removed;
+});
+
+it("quit closes every image that can be closed, also where another one hangs", async () => {
+  await add("A");
+  await add("B");
+  const { pass, arrived, open } = gate();
+  const { driver } = node("B");
+  const close = driver.close.bind(driver);
+  vi.spyOn(driver, "close").mockImplementationOnce(async () => {
+    await pass();
+    await close();
+  });
+  const closed = vi.spyOn(node("A").driver, "close");
+  const ended = daemon.shutDown();
+  await arrived;
+  await vi.waitFor(() => expect(closed).toHaveBeenCalled(), { timeout: 2000 });
+  open();
+  await ended;
+});
+
+it("chardev-add gives an id to one of two who ask for it at once", async () => {
+  const socket = (name: string) => ({
+    id: "c",
+    backend: {
+      type: "socket",
+      data: { addr: { type: "unix", data: { path: `${directory}/${name}` } }, wait: false },
+    },
+  });
+  const results = await Promise.allSettled([
+    qmp("chardev-add", socket("one")),
+    qmp("chardev-add", socket("two")),
+  ]);
+  expect(results.map(({ status }) => status).sort()).toEqual(["fulfilled", "rejected"]);
+  await qmp("chardev-remove", { id: "c" });
+  expect(readdirSync(directory).filter((name) => name === "one" || name === "two")).toEqual([]);
 });

@@ -151,7 +151,7 @@ export class ExportTable {
     const ending = this.entries.reverse();
     for (const entry of ending) entry.shuttingDown = true;
     await server.close();
-    for (const entry of ending) await this.#letGo(entry);
+    await Promise.all(ending.map((entry) => this.#letGo(entry)));
   }
 
   /** Clients wait from now on, also those of a server that starts later, until `admitClients`. */

@@ -1,5 +1,6 @@
 // The nodes that the monitor holds: what was added by name stays until it is deleted by name.
 
+import { settleAll } from "../base/completion.ts";
 import { BlockError } from "../base/errors.ts";
 import type { Graph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
@@ -87,17 +88,14 @@ export class MonitorNodes {
     await this.#graph.release(held.use);
   }
 
-  /** Lets go of everything, newest first; what others still hold stays open. The first error is handed up. */
+  /**
+   * Lets go of everything, newest first; what others still hold stays open. None waits for another one: a
+   * disk that hangs keeps no other image from being closed. The first error is handed up.
+   */
   async releaseAll(): Promise<void> {
     const held = [...this.#held.values()].reverse();
     this.#held.clear();
-    let failure: { error: unknown } | undefined;
-    for (const { use } of held) {
-      await this.#graph.release(use).catch((error: unknown) => {
-        failure ??= { error };
-      });
-    }
-    if (failure !== undefined) throw failure.error;
+    await settleAll(held.map(({ use }) => this.#graph.release(use)));
   }
 }
 

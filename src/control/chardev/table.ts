@@ -12,6 +12,8 @@ import type { SocketAddress } from "./socket-address.ts";
 export class ChardevTable {
   readonly #chardevs = new Map<string, Chardev>();
   readonly #used = new Set<string>();
+  /** Ids of devices that are being opened. */
+  readonly #opening = new Set<string>();
   readonly #logger: Logger;
   readonly #clock: Clock;
   readonly #listening: ListeningRules;
@@ -34,9 +36,16 @@ export class ChardevTable {
   /** @throws BlockError in QEMU's words */
   async add(id: string, backend: ChardevBackend): Promise<void> {
     if (!isIdentifier(id)) throw new BlockError("EINVAL", "Parameter 'id' expects an identifier");
-    if (this.#chardevs.has(id)) throw new BlockError("EEXIST", `Chardev with id '${id}' already exists`);
+    if (this.#chardevs.has(id) || this.#opening.has(id)) {
+      throw new BlockError("EEXIST", `Chardev with id '${id}' already exists`);
+    }
     const onOpen = (address: SocketAddress) => this.#opened(address);
-    this.#chardevs.set(id, await openChardev(id, backend, this.#clock, onOpen));
+    this.#opening.add(id);
+    try {
+      this.#chardevs.set(id, await openChardev(id, backend, this.#clock, onOpen));
+    } finally {
+      this.#opening.delete(id);
+    }
     this.#logger.debug(`chardev '${id}': ${this.#chardevs.get(id)!.filename}`);
   }
 
