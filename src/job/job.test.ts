@@ -299,12 +299,14 @@ describe("cancel in every state", () => {
 });
 
 describe("speed", () => {
-  it("is set while the job is under way, and must be a size", async () => {
+  it("is set while the job is under way, however large", async () => {
     const { job } = setUp({ speed: 5, holdAt: "run" });
     expect(job.speed).toBe(5);
-    job.setSpeed(100);
-    expect(job.speed).toBe(100);
-    for (const bad of [-1, 0.5, Number.NaN, 2 ** 53]) {
+    for (const good of [100, 2 ** 53, 2 ** 63]) {
+      job.setSpeed(good);
+      expect(job.speed).toBe(good);
+    }
+    for (const bad of [-1, Number.NaN]) {
       expect(() => job.setSpeed(bad)).toThrow("Parameter 'speed' expects a non-negative value");
     }
     await rest();

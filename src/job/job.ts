@@ -133,7 +133,7 @@ export abstract class Job {
 
   setSpeed(bytesPerSecond: number): void {
     checkVerb(this.id, this.#status, "set-speed");
-    if (!Number.isSafeInteger(bytesPerSecond) || bytesPerSecond < 0) {
+    if (!(bytesPerSecond >= 0)) {
       throw new BlockError("EINVAL", "Parameter 'speed' expects a non-negative value");
     }
     this.limit.setSpeed(bytesPerSecond);
