@@ -100,8 +100,8 @@ export interface Driver {
   writeVector?(offset: number, parts: readonly Buffer[]): Completion;
   /**
    * For a leaf: as a write of what `source`, a leaf too, holds at `sourceOffset`, but inside the host. False:
-   * not with these two; part of the range may have been written. Nobody writes either range meanwhile. `idle`:
-   * no guest is at work, so the event loop may do it.
+   * not with these two; part of the range may have been written. Nobody writes either range meanwhile.
+   * `idle`: no guest is at work, so the event loop may do it.
    */
   copyFrom?(
     source: Driver,

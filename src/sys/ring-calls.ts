@@ -294,8 +294,8 @@ class KernelRing implements Ring {
 
 /**
  * Lets every place have a thread of the kernel's. It makes one where those that it has wait for a device, by
- * itself four for each processor at the most: a device that never answers would stop the writes of all others.
- * Kernels before 5.15 have no such call, and keep to their number.
+ * itself four for each processor at the most: a device that never answers would stop the writes of all
+ * others. Kernels before 5.15 have no such call, and keep to their number.
  */
 function allowWorkers({ koffi, register }: Calls, fd: number, places: number): void {
   // Those that write files; those that may wait without end (0: as they are).
