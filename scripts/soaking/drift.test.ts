@@ -96,6 +96,15 @@ describe("the verdict on a run", () => {
     ).toEqual(["descriptors at rest in life 1"]);
   });
 
+  it("finds none where one comes and goes", () => {
+    expect(
+      drifting(
+        samples(),
+        rests((index) => (index > 20 && index % 2 === 0 ? 27 : 25)),
+      ),
+    ).toEqual([]);
+  });
+
   it("finds an image and a latency that grow over the lives", () => {
     const grows = samples((part) => ({
       life: part < 0.5 ? 1 : 2,

@@ -22,7 +22,7 @@ export interface Footprint {
   readonly threads: number;
   /** Open descriptors of files in the folder of images, by file name, one entry each. */
   readonly openImages: readonly string[];
-  /** All other descriptors. */
+  /** All other descriptors, but for io_uring's. */
   readonly otherDescriptors: number;
 }
 
@@ -98,6 +98,8 @@ export class SoakedDaemon {
       for (const descriptor of fs.readdirSync(`${facts}/fd`)) {
         const target = linkTarget(`${facts}/fd/${descriptor}`);
         if (target?.startsWith(`${images}/`)) openImages.push(path.basename(target));
+        // Made when it is first needed, with an eventfd: neither counts.
+        else if (target === "anon_inode:[io_uring]") otherDescriptors--;
         else if (target !== undefined) otherDescriptors++;
       }
       return {
